@@ -1,0 +1,290 @@
+"""The manifest: what a revision is made of. Its digest names the revision.
+
+On the wire it is one msgpack map (``shared.codec``). The long tables are packed, so that a model of 80,000
+shards stays under 5 MB and decoding it allocates little:
+
+* ``shards``: per shard 32 bytes of SHA-256 and a big-endian u32 size;
+* a layout's slices: per slice three big-endian u32: index into ``shards``, offset, length.
+
+There is no time and no randomness in it: publishing the same directory again gives the same revision.
+``decode`` checks every rule, so whoever holds a ``Manifest`` need not check again.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from shared import codec
+from shared.digest import SIZE, Digest, digest_of, from_hash, raw_of
+from shared.errors import BadId, DecodeError, ManifestInvalid, ManifestTooLarge, NotFound
+from shared.ids import parse_model, parse_name
+from shared.layout import Layout, Slice
+
+FORMAT = 1
+MAX_MANIFEST = 5_000_000
+"""Bytes of an encoded manifest."""
+MAX_SHARDS = 100_000
+MAX_SHARD = 32 << 20
+"""Bytes of one shard: what a node must be ready to hold while it fills."""
+MAX_PATH = 1024
+MAX_TEXT = 4096
+
+_SHARD = struct.Struct(">32sI")
+_SLICE = struct.Struct(">III")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor: where its bytes are. ``dtype`` and ``shape`` as in the safetensors header of ``file``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named part of a model. ``layout`` is its body; ``files`` are small files that go with it.
+
+    ``filename`` is what the body is called on a client's disk.
+    """
+
+    name: str
+    layout: Layout
+    filename: str
+    files: tuple[str, ...] = ()
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One immutable revision of a model."""
+
+    model: str
+    shards: Mapping[Digest, int]
+    """Digest to size in bytes, in order of first use by files, then tasks."""
+    files: Mapping[str, Layout]
+    tasks: Mapping[str, Task]
+    tensors: tuple[Tensor, ...] = field(default=())
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The bytes that the revision is the digest of. Raises ManifestTooLarge."""
+        data = codec.encode(_to_wire(self))
+        if len(data) > MAX_MANIFEST:
+            raise ManifestTooLarge(
+                f"the manifest takes {len(data)} bytes, {MAX_MANIFEST} are allowed: use larger shards"
+            )
+        return data
+
+    @cached_property
+    def revision(self) -> Digest:
+        """The name of this revision."""
+        return digest_of(self.encoded)
+
+    @property
+    def commit(self) -> str:
+        """What Hugging Face clients call the revision: its first 40 hex digits."""
+        return self.revision.removeprefix("sha256:")[:40]
+
+    def task(self, name: str) -> Task:
+        """The task of that name. Raises NotFound, with the names that exist."""
+        try:
+            return self.tasks[name]
+        except KeyError:
+            raise NotFound(
+                f"{self.model} has no task {name!r}; it has: {', '.join(self.tasks) or 'none'}",
+                code="unknown_task",
+                public={"tasks": list(self.tasks)},
+            ) from None
+
+    def file(self, path: str) -> Layout:
+        """The layout of that file. Raises NotFound."""
+        try:
+            return self.files[path]
+        except KeyError:
+            raise NotFound(f"{self.model} has no file {path!r}", code="unknown_file") from None
+
+
+def decode(data: bytes) -> Manifest:
+    """The manifest in ``data``. Raises ManifestTooLarge or ManifestInvalid (FAULTS: M1, M6, M7)."""
+    if len(data) > MAX_MANIFEST:
+        raise ManifestTooLarge(f"more than {MAX_MANIFEST} bytes")
+    try:
+        manifest = _from_wire(codec.decode(data, MAX_MANIFEST))
+    except (DecodeError, BadId, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
+        raise ManifestInvalid(f"not a valid manifest: {error}") from error
+    manifest.__dict__["encoded"] = data  # the revision is of the bytes that came, not of a re-encoding
+    return manifest
+
+
+def check_path(path: str) -> str:
+    """``path`` if it can be a file of a model on every platform. Raises ManifestInvalid."""
+    parts = path.split("/")
+    if (
+        not path
+        or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH
+        or not path.isprintable()
+        or any(mark in path for mark in '\\:*?"<>|')
+        or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts)
+        or any(_RESERVED.fullmatch(part) for part in parts)
+    ):
+        raise ManifestInvalid(f"not a usable file path: {path!r}")
+    return path
+
+
+def check_paths(paths: list[str]) -> None:
+    """Raises ManifestInvalid where two paths cannot live side by side (letter case, file against folder)."""
+    seen: dict[str, str] = {}
+    folders: set[str] = set()
+    for path in paths:
+        check_path(path)
+        if other := seen.get(path.casefold()):
+            raise ManifestInvalid(f"{path!r} and {other!r} differ in letter case only")
+        seen[path.casefold()] = path
+        parts = path.casefold().split("/")
+        folders.update("/".join(parts[:n]) for n in range(1, len(parts)))
+    for folded, path in seen.items():
+        if folded in folders:
+            raise ManifestInvalid(f"{path!r} is a file and a folder")
+
+
+def _to_wire(manifest: Manifest) -> dict[str, Any]:
+    index = {digest: number for number, digest in enumerate(manifest.shards)}
+
+    def slices(items: tuple[Slice, ...]) -> bytes:
+        return b"".join(_SLICE.pack(index[s.digest], s.offset, s.length) for s in items)
+
+    def layout(item: Layout) -> dict[str, Any]:
+        return {"size": item.size, "sha256": bytes.fromhex(item.sha256), "slices": slices(item.slices)}
+
+    paths = {path: number for number, path in enumerate(manifest.files)}
+    return {
+        "format": FORMAT,
+        "model": manifest.model,
+        "shards": b"".join(_SHARD.pack(raw_of(d), size) for d, size in manifest.shards.items()),
+        "files": [{"path": path, **layout(item)} for path, item in manifest.files.items()],
+        "tensors": [[t.name, t.dtype, list(t.shape), paths[t.file], slices(t.slices)] for t in manifest.tensors],
+        "tasks": [
+            {
+                "name": task.name,
+                "description": task.description,
+                "filename": task.filename,
+                "files": [paths[path] for path in task.files],
+                **layout(task.layout),
+            }
+            for task in manifest.tasks.values()
+        ],
+        "deltas": [],
+    }
+
+
+def _from_wire(wire: Any) -> Manifest:
+    _expect(wire, {"format", "model", "shards", "files", "tensors", "tasks", "deltas"})
+    if wire["format"] != FORMAT:
+        raise ManifestInvalid("a manifest of a format that this version does not know")
+    table = list(_shards(wire["shards"]))
+    shards = dict(table)
+    if len(shards) != len(table):
+        raise ManifestInvalid("a shard is listed twice")
+    digests = [digest for digest, _ in table]
+
+    def slices(packed: bytes) -> tuple[Slice, ...]:
+        if len(packed) % _SLICE.size:
+            raise ManifestInvalid("slices are cut short")
+        items = []
+        for number, offset, length in _SLICE.iter_unpack(packed):
+            if number >= len(digests) or not length or offset + length > table[number][1]:
+                raise ManifestInvalid("a slice is not within its shard")
+            items.append(Slice(digests[number], offset, length))
+        return tuple(items)
+
+    def layout(item: Any) -> Layout:
+        parts = slices(item["slices"])
+        size = _natural(item["size"])
+        if sum(part.length for part in parts) != size:
+            raise ManifestInvalid("slices do not add up to the size")
+        sha256 = item["sha256"]
+        if not isinstance(sha256, bytes) or len(sha256) != SIZE:
+            raise ManifestInvalid("a SHA-256 has 32 bytes")
+        return Layout(size, sha256.hex(), parts)
+
+    files: dict[str, Layout] = {}
+    for item in wire["files"]:
+        _expect(item, {"path", "size", "sha256", "slices"})
+        files[_text(item["path"], MAX_PATH)] = layout(item)
+    paths = list(files)
+    if len(paths) != len(wire["files"]):
+        raise ManifestInvalid("a file is listed twice")
+    check_paths(paths)
+
+    def path_at(number: object) -> str:
+        if _natural(number) >= len(paths):
+            raise ManifestInvalid("a file that is not listed")
+        return paths[_natural(number)]
+
+    tensors = []
+    for name, dtype, shape, file, packed in wire["tensors"]:
+        tensors.append(
+            Tensor(
+                _text(name, MAX_TEXT),
+                _text(dtype, 16),
+                tuple(_natural(n) for n in shape),
+                path_at(file),
+                slices(packed),
+            )
+        )
+    tasks: dict[str, Task] = {}
+    for item in wire["tasks"]:
+        _expect(item, {"name", "description", "filename", "files", "size", "sha256", "slices"})
+        name = parse_name(item["name"])
+        if name in tasks:
+            raise ManifestInvalid("a task is listed twice")
+        tasks[name] = Task(
+            name,
+            layout(item),
+            check_path(_text(item["filename"], MAX_PATH)),
+            tuple(path_at(number) for number in item["files"]),
+            _text(item["description"], MAX_TEXT),
+        )
+    if wire["deltas"]:
+        raise ManifestInvalid("deltas are not known to this version")
+    return Manifest(parse_model(wire["model"]), shards, files, tasks, tuple(tensors))
+
+
+def _shards(packed: object) -> Iterator[tuple[Digest, int]]:
+    if not isinstance(packed, bytes) or len(packed) % _SHARD.size:
+        raise ManifestInvalid("the shard table is cut short")
+    if len(packed) // _SHARD.size > MAX_SHARDS:
+        raise ManifestTooLarge(f"more than {MAX_SHARDS} shards")
+    for raw, size in _SHARD.iter_unpack(packed):
+        if not 0 < size <= MAX_SHARD:
+            raise ManifestInvalid(f"a shard has 1 to {MAX_SHARD} bytes")
+        yield from_hash(raw), size
+
+
+def _expect(item: object, keys: set[str]) -> None:
+    """Raises ManifestInvalid unless ``item`` is a map with just these keys: nothing unsigned rides along."""
+    if not isinstance(item, dict) or item.keys() != keys:
+        raise ManifestInvalid(f"a map with the keys {', '.join(sorted(keys))} was expected")
+
+
+def _natural(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ManifestInvalid("a number that is negative, too large or not whole")
+    return value
+
+
+def _text(value: object, limit: int) -> str:
+    if not isinstance(value, str) or len(value) > limit:
+        raise ManifestInvalid("a text that is too long or none")
+    return value

@@ -1,0 +1,133 @@
+"""The read surface: what each path asks for. The same on every tier, parsed in this one place.
+
+Paths are taken as they came over the wire and decoded here, once and strictly: a target that decodes to
+anything but its canonical form is ``bad_id``, whatever the HTTP library made of it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from shared.digest import Digest, parse_digest
+from shared.errors import BadId, ManifestInvalid, NotFound
+from shared.ids import TaskId, parse_model, parse_ref_or_revision, parse_task_id
+from shared.manifest import check_path
+
+MAX_TARGET = 2048
+_RAW = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_HIDDEN_SLASH = re.compile(r"%2f|%5c|%00", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPath:
+    """``/shards/<task_id>``: a task's bytes, or its plan."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class BlobPath:
+    """``/blobs/<digest>``: one shard."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsPath:
+    """``/models``: the names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPath:
+    """``/models/<model>``: refs, revisions, tasks and files."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPath:
+    """``/models/<model>/manifests/<ref or revision>``."""
+
+    model: str
+    ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """``/models/<model>/files/<ref or revision>/<path>``: an original file."""
+
+    model: str
+    ref: str
+    path: str
+
+
+ReadPath = TaskPath | BlobPath | ModelsPath | ModelPath | ManifestPath | FilePath
+
+
+def decode_path(raw: str) -> str:
+    """The decoded path of a raw request target (RFC 3986 §2.1), query left off.
+
+    Raises BadId for bad or needless trickery: broken escapes, an escaped slash, backslash or NUL, control
+    characters, empty or dot segments, bytes that are not UTF-8.
+    """
+    path = raw.partition("?")[0]
+    if len(path) > MAX_TARGET or not _RAW.fullmatch(path) or _HIDDEN_SLASH.search(path):
+        raise BadId("a path with characters or escapes that are not allowed")
+    try:
+        decoded = re.sub(rb"%([0-9A-Fa-f]{2})", lambda m: bytes([int(m[1], 16)]), path.encode()).decode()
+    except UnicodeDecodeError:
+        raise BadId("a path that is not UTF-8") from None
+    segments = decoded.split("/")
+    if segments[0] or any(s in ("", ".", "..") for s in segments[1:]) or not decoded.isprintable():
+        raise BadId("a path with empty, dot or unprintable segments")
+    return decoded
+
+
+def parse_path(raw: str) -> ReadPath:
+    """What a raw request target asks for. Raises BadId, or NotFound for a path outside the surface."""
+    _, head, *rest = decode_path(raw).split("/")
+    if head == "shards" and rest:
+        return TaskPath(parse_task_id("/".join(rest)))
+    if head == "blobs" and len(rest) == 1:
+        return BlobPath(parse_digest(rest[0]))
+    if head == "models":
+        if not rest:
+            return ModelsPath()
+        if len(rest) < 2:
+            raise BadId("a model is 'org/name'")
+        model = parse_model("/".join(rest[:2]))
+        match rest[2:]:
+            case []:
+                return ModelPath(model)
+            case ["manifests", ref]:
+                return ManifestPath(model, parse_ref_or_revision(ref))
+            case ["files", ref, *path] if path:
+                try:
+                    return FilePath(model, parse_ref_or_revision(ref), check_path("/".join(path)))
+                except ManifestInvalid:
+                    raise BadId("not a usable file path") from None
+            case _:
+                pass
+    raise NotFound("no such path")
+
+
+def blob_path(digest: Digest) -> str:
+    """The path of one shard."""
+    return f"/blobs/{digest}"
+
+
+def manifest_path(model: str, ref: str) -> str:
+    """The path of a manifest."""
+    return f"/models/{model}/manifests/{ref}"
+
+
+def task_path(task_id: TaskId) -> str:
+    """The path of a task."""
+    return f"/shards/{task_id}"
+
+
+def file_path(model: str, ref: str, path: str) -> str:
+    """The path of an original file."""
+    return f"/models/{model}/files/{ref}/{quote(path)}"

@@ -1,0 +1,74 @@
+"""What a path of a manifest is as bytes: a layout with its ETag, type, name and lifetime. Pure."""
+
+from __future__ import annotations
+
+import mimetypes
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from shared.digest import Digest, hex_of, repr_digest
+from shared.ids import is_revision
+from shared.layout import Layout, Slice
+from shared.manifest import Manifest
+from shared.paths import FilePath, TaskPath
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+REVALIDATE = "public, no-cache"
+"""A ref can move: caches outside ours may keep the answer, but ask before they use it."""
+
+BINARY = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Representation:
+    """Bytes to be sent: everything but the conditions of one request."""
+
+    layout: Layout
+    content_type: str
+    cache_control: str
+    filename: str = ""
+    revision: Digest | None = None
+    """The revision that a task or file is of; None for a shard."""
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag without quotes: the SHA-256 of the whole."""
+        return self.layout.sha256
+
+    def headers(self) -> dict[str, str]:
+        """The fields that 200, 206 and 304 carry alike (RFC 9110 §15.4.5)."""
+        fields = {
+            "ETag": f'"{self.etag}"',
+            "Cache-Control": self.cache_control,
+            "Repr-Digest": repr_digest(self.etag),
+            "Accept-Ranges": "bytes",
+        }
+        if self.revision:
+            fields["Nearshard-Revision"] = self.revision
+        return fields
+
+
+def of_blob(digest: Digest, size: int) -> Representation:
+    """One shard, whole."""
+    layout = Layout(size, hex_of(digest), (Slice(digest, 0, size),))
+    return Representation(layout, BINARY, IMMUTABLE)
+
+
+def of_path(path: TaskPath | FilePath, manifest: Manifest) -> Representation:
+    """A task or a file of a manifest. Raises NotFound."""
+    if isinstance(path, TaskPath):
+        task = manifest.task(path.task_id.task)
+        layout, ref, filename = task.layout, path.task_id.ref, task.filename
+    else:
+        layout, ref = manifest.file(path.path), path.ref
+        filename = PurePosixPath(path.path).name
+    guessed = mimetypes.guess_type(filename)[0] if not filename.endswith(".safetensors") else None
+    text = guessed in ("text/plain", "application/json", "text/markdown")
+    return Representation(
+        layout,
+        # Anything a browser would run is sent as bytes: files come from whoever publishes.
+        guessed if guessed and text else BINARY,
+        IMMUTABLE if is_revision(ref) else REVALIDATE,
+        filename,
+        manifest.revision,
+    )
