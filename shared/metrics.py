@@ -1,0 +1,59 @@
+"""Every metric, defined once: name, labels and what it counts. Each process has its own registry."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """The counters of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "nearshard_requests",
+            "Requests answered, by path kind and status.",
+            ["kind", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "nearshard_request_seconds",
+            "Seconds to answer, body included.",
+            ["kind"],
+            buckets=_LATENCY,
+            registry=self.registry,
+        )
+        self.sent = Counter(
+            "nearshard_sent_bytes", "Body bytes sent, by how they were had.", ["outcome"], registry=self.registry
+        )
+        self.outcomes = Counter(
+            "nearshard_outcomes", "Shard reads, by how they were served.", ["outcome"], registry=self.registry
+        )
+        self.received = Counter(
+            "nearshard_upstream_bytes", "Body bytes received, by upstream.", ["upstream"], registry=self.registry
+        )
+        self.fills = Counter("nearshard_fills", "Fills ended, by result.", ["result"], registry=self.registry)
+        self.upstream_errors = Counter(
+            "nearshard_upstream_errors",
+            "Sources that failed, by upstream and code.",
+            ["upstream", "code"],
+            registry=self.registry,
+        )
+        self.evictions = Counter("nearshard_evictions", "Shards evicted, by tier.", ["tier"], registry=self.registry)
+        self.cached = Gauge(
+            "nearshard_cached_bytes", "Bytes held, fills included, by tier.", ["tier"], registry=self.registry
+        )
+        self.nodes = Gauge(
+            "nearshard_nodes", "Nodes that a router knows, by region.", ["region"], registry=self.registry
+        )
+        self.refused_members = Counter(
+            "nearshard_refused_members", "Entries of Redis that are no acceptable node record.", registry=self.registry
+        )
+        self.degraded = Gauge("nearshard_degraded", "1 while a router goes on without Redis.", registry=self.registry)
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,29 @@
+"""Starting a service from the command line: the same few steps for each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+
+from shared import log
+from shared.clock import Clock, SystemClock
+from shared.config import S, fail, load
+from shared.errors import ConfigError
+from shared.web.server import run
+
+Build = Callable[[S, str, Clock, FilteringBoundLogger], web.Application]
+"""A composition root: settings, own base URL, clock, logger."""
+
+
+def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None) -> None:
+    """Read the settings, run the service until it is told to stop, and end the process."""
+    try:
+        settings = load(settings_type, sys.argv[1:] if argv is None else argv)
+        logger = log.configure(settings.log_level, settings.log_format, settings_type.service)
+        asyncio.run(run(lambda url: build(settings, url, SystemClock(), logger), settings, logger))
+    except ConfigError as error:
+        fail(error)

@@ -1,0 +1,130 @@
+"""What happens around every request: an id, the checks that aiohttp leaves out, errors as problem documents.
+
+The only place where an error becomes a response. Once a body has begun there is no response left to make:
+the connection is closed short of its Content-Length, so that no client takes the part for the whole.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+
+from aiohttp import HttpVersion11, web
+from aiohttp.typedefs import Middleware
+from structlog.typing import FilteringBoundLogger
+
+from shared import codec
+from shared.clock import Clock
+from shared.codec import encode_json
+from shared.errors import CODES, NearshardError, RequestError
+from shared.metrics import Metrics
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+PROBLEM = "application/problem+json"
+REQUEST_ID = web.RequestKey("request_id", str)
+KIND = web.RequestKey("kind", str)
+"""What kind of path a request is for, in metrics: a handful of fixed words."""
+
+_BY_STATUS = {
+    400: "bad_request", 404: "unknown_path", 405: "method_not_allowed", 408: "timed_out",
+    413: "too_large", 415: "unsupported_type", 417: "expectation_failed",
+}  # fmt: skip
+
+
+def problem(code: str, request_id: str, error: NearshardError | None = None) -> web.Response:
+    """The problem document of an error (RFC 9457); nothing in it comes from the request."""
+    meaning = CODES[code]
+    document = {
+        "type": f"urn:nearshard:error:{code}",
+        "title": meaning.title,
+        "status": meaning.status,
+        "code": code,
+        "request_id": request_id,
+        **(error.public if error else {}),
+    }
+    headers = {"Cache-Control": "no-store", "X-Request-Id": request_id, **(error.headers if error else {})}
+    if meaning.status in (503, 504):
+        headers.setdefault("Retry-After", "1")
+    return web.Response(status=meaning.status, body=encode_json(document), content_type=PROBLEM, headers=headers)
+
+
+async def refuse_expectation(request: web.Request) -> web.StreamResponse | None:
+    """``Expect``: 100-continue is obeyed, anything else is refused (RFC 9110 §10.1.1)."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return problem("expectation_failed", secrets.token_hex(8))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0
+    return None
+
+
+def make_app(server: str, clock: Clock, metrics: Metrics, log: FilteringBoundLogger) -> web.Application:
+    """An application with what every service needs. ``server`` is its name in the Server field."""
+
+    async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = server
+        response.headers.setdefault("X-Request-Id", request.get(REQUEST_ID, ""))
+
+    app = web.Application(middlewares=[_guard(clock, metrics, log)], client_max_size=codec.MAX_JSON)
+    app.on_response_prepare.append(stamp)
+    return app
+
+
+def _guard(clock: Clock, metrics: Metrics, log: FilteringBoundLogger) -> Middleware:
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = request[REQUEST_ID] = secrets.token_hex(8)
+        started = clock.monotonic()
+        try:
+            _check(request)
+            response = await handler(request)
+        except NearshardError as error:
+            response = _failed(request, error, request_id, log)
+        except web.HTTPException as error:
+            code = _BY_STATUS.get(error.status)
+            if code is None:
+                raise
+            response = problem(code, request_id)
+            if allow := error.headers.get("Allow"):
+                response.headers["Allow"] = allow
+        except ConnectionError:
+            log.debug("client left", path=request.rel_url.raw_path[:200], request_id=request_id)
+            raise
+        except Exception as error:
+            log.error("a request failed", request_id=request_id, exc_info=error)
+            response = _failed(request, NearshardError(str(error)), request_id, log)
+        kind = request.get(KIND, "other")
+        metrics.requests.labels(kind, str(response.status)).inc()
+        metrics.seconds.labels(kind).observe(clock.monotonic() - started)
+        log.debug("request", method=request.method, kind=kind, status=response.status, request_id=request_id)
+        return response
+
+    return middleware
+
+
+def _check(request: web.Request) -> None:
+    """What RFC 9112 asks of a server and the parser does not do."""
+    if request.version > HttpVersion11 or request.version.major != 1:
+        raise RequestError(code="http_version")
+    hosts = request.headers.getall("Host", [])
+    if len(hosts) > 1 or (request.version == HttpVersion11 and not hosts):
+        raise RequestError("Host is needed once")  # RFC 9112 §3.2
+
+
+def _failed(
+    request: web.Request, error: NearshardError, request_id: str, log: FilteringBoundLogger
+) -> web.StreamResponse:
+    started: web.StreamResponse | None = request.get(BODY_BEGUN)
+    if error.status >= 500:
+        log.warning("request failed", code=error.error_code, reason=str(error), request_id=request_id)
+    if started is None:
+        return problem(error.error_code, request_id, error)
+    started.force_close()
+    if request.transport is not None:
+        request.transport.close()  # flushes, then FIN: a reset would make some clients give up for good
+    return started
+
+
+BODY_BEGUN = web.RequestKey("body_begun", web.StreamResponse)
+"""Set by whoever has sent a response's head: from there on an error can only end the connection."""

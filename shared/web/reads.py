@@ -1,0 +1,172 @@
+"""The read surface as routes: the same on every tier.
+
+Documents (listings, manifests, plans) are answered here from what a tier knows; requests for bytes go to the
+tier itself, which streams them (origin, edge) or sends the client on (router).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from shared import codec, plan
+from shared.conditional import NotModified, evaluate
+from shared.ids import is_revision
+from shared.manifest import Manifest
+from shared.metrics import CONTENT_TYPE, Metrics
+from shared.paths import (
+    BlobPath,
+    FilePath,
+    ManifestPath,
+    ModelPath,
+    ModelsPath,
+    ReadPath,
+    TaskPath,
+    parse_path,
+)
+from shared.representation import BINARY, IMMUTABLE, REVALIDATE
+from shared.web.middleware import KIND, refuse_expectation
+from shared.web.send import conditions
+
+MANIFEST = "application/vnd.nearshard.manifest+msgpack"
+_OFFERS = (BINARY, plan.MSGPACK, plan.JSON)
+_KINDS: Mapping[type, str] = {
+    TaskPath: "task", BlobPath: "blob", FilePath: "file",
+    ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A manifest that a ref or revision means right now. ``fields`` (Age, Cache-Status) go with answers."""
+
+    manifest: Manifest
+    fields: Mapping[str, str] = field(default_factory=dict)
+    stale: bool = False
+    """Whether the ref could not be revalidated: every upstream is away."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The JSON body of ``/models`` or ``/models/<model>``."""
+
+    body: bytes
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def etag(self) -> str:
+        """Of these bytes."""
+        return hashlib.sha256(self.body).hexdigest()
+
+
+class Tier(Protocol):
+    """What a tier answers the read surface from."""
+
+    async def resolve(self, model: str, ref: str) -> Resolved:
+        """The manifest that a ref or revision means. Raises NotFound or UpstreamError."""
+        ...
+
+    async def listing(self, path: ModelPath | ModelsPath) -> Listing:
+        """A listing. Raises NotFound or UpstreamError."""
+        ...
+
+    def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
+        """Who can serve each shard, for a plan. Raises UpstreamError where nobody can."""
+        ...
+
+    async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
+        """Answer a request for bytes."""
+        ...
+
+    async def status(self) -> Mapping[str, Any]:
+        """JSON for people and the dashboard."""
+        ...
+
+    def not_ready(self) -> str:
+        """Why this cannot serve yet; empty when it can."""
+        ...
+
+
+def add_routes(app: web.Application, tier: Tier, metrics: Metrics) -> None:
+    """The read paths and the paths for operators, answered by ``tier``."""
+
+    async def read(request: web.Request) -> web.StreamResponse:
+        path = parse_path(request.rel_url.raw_path)
+        request[KIND] = _KINDS[type(path)]
+        return await _answer(tier, request, path)
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "up"}, headers=_PRIVATE)
+
+    async def readyz(_: web.Request) -> web.Response:
+        reason = tier.not_ready()
+        state = {"status": "not ready", "reason": reason} if reason else {"status": "ready"}
+        return web.json_response(state, status=503 if reason else 200, headers=_PRIVATE)
+
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response(dict(await tier.status()), headers=_PRIVATE)
+
+    async def render(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE, **_PRIVATE})
+
+    for prefix in ("/shards/{path:.*}", "/blobs/{path:.*}", "/models", "/models/{path:.*}"):
+        get(app, prefix, read)
+    for name, handler in (("healthz", healthz), ("readyz", readyz), ("status", status), ("metrics", render)):
+        get(app, f"/{name}", handler)
+
+
+_PRIVATE = {"Cache-Control": "no-store"}
+
+
+def get(app: web.Application, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
+    """Route GET and HEAD; Expect is answered in our words."""
+    for method in ("GET", "HEAD"):
+        app.router.add_route(method, path, handler, expect_handler=refuse_expectation)
+
+
+async def _answer(tier: Tier, request: web.Request, path: ReadPath) -> web.StreamResponse:
+    match path:
+        case ModelsPath() | ModelPath():
+            listing = await tier.listing(path)
+            return document(request, listing.body, "application/json", listing.etag, REVALIDATE, listing.fields)
+        case ManifestPath():
+            found = await tier.resolve(path.model, path.ref)
+            revision = found.manifest.revision
+            lifetime = IMMUTABLE if is_revision(path.ref) else REVALIDATE
+            fields = {**found.fields, "Nearshard-Revision": revision}
+            etag = revision.removeprefix("sha256:")
+            return document(request, found.manifest.encoded, MANIFEST, etag, lifetime, fields)
+        case TaskPath():
+            form = plan.negotiate(",".join(request.headers.getall("Accept", ())), _OFFERS)
+            if form == BINARY:
+                return await tier.bytes(request, path)
+            found = await tier.resolve(path.task_id.model, path.task_id.ref)
+            task = found.manifest.task(path.task_id.task)
+            built = plan.build(found.manifest, task, tier.sources(request, path))
+            body = codec.encode(built) if form == plan.MSGPACK else codec.encode_json(built)
+            etag = hashlib.sha256(body).hexdigest()
+            fields = {
+                **found.fields,
+                "Vary": "Accept, Nearshard-Region",
+                "Nearshard-Revision": found.manifest.revision,
+            }
+            return document(request, body, form, etag, "private, no-cache", fields)
+        case _:
+            return await tier.bytes(request, path)
+
+
+def document(
+    request: web.Request, body: bytes, content_type: str, etag: str, lifetime: str, fields: Mapping[str, str]
+) -> web.Response:
+    """A small document with its validator: 200 or 304. Ranges of documents are not served (RFC 9110 §14.2)."""
+    headers = {"ETag": f'"{etag}"', "Cache-Control": lifetime, "Accept-Ranges": "none", **fields}
+    if isinstance(evaluate(conditions(request), etag, None), NotModified):
+        return web.Response(status=304, headers=headers)
+    headers["Content-Type"] = content_type
+    if request.method == "HEAD":
+        return web.Response(headers={**headers, "Content-Length": str(len(body))})
+    return web.Response(body=body, headers=headers)

@@ -1,0 +1,131 @@
+"""Sending: the one streaming function. Files, tasks, shards and ranges of any of them leave through here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from aiohttp import web
+
+from shared.conditional import Conditions, Decision, NotModified, Partial, evaluate
+from shared.errors import DiskError
+from shared.layout import Span
+from shared.representation import Representation
+from shared.web.middleware import BODY_BEGUN
+
+UNIT = 256 << 10
+"""Bytes handed to the kernel at a time; a client has STALL seconds to take them."""
+STALL = 25.0
+"""Seconds: below 10 KB/s a reader is cut off."""
+SMALL = 64 << 10
+"""Bodies up to this many bytes go out with their head in one write."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRegion:
+    """``length`` bytes of an open file from ``offset`` on, sent without passing through Python."""
+
+    file: BinaryIO
+    offset: int
+    length: int
+
+
+Piece = memoryview | FileRegion
+
+
+def conditions(request: web.Request) -> Conditions:
+    """The fields of a request that decide what is sent."""
+    fields = request.headers
+    return Conditions(
+        request.method,
+        fields.getall("Range", ()),
+        fields.getall("If-Range", ()),
+        fields.getall("If-Match", ()),
+        fields.getall("If-None-Match", ()),
+    )
+
+
+def decide(request: web.Request, representation: Representation) -> tuple[Decision, Span]:
+    """What to send of a representation, and its span. Raises RequestError (412, 416)."""
+    decision = evaluate(conditions(request), representation.etag, representation.layout.size)
+    return decision, decision.span if isinstance(decision, Partial) else representation.layout.whole
+
+
+async def send(
+    request: web.Request,
+    representation: Representation,
+    decision: Decision,
+    span: Span,
+    pieces: AsyncIterator[Piece],
+    fields: Mapping[str, str],
+) -> web.StreamResponse:
+    """Answer with ``span`` of a representation, whose bytes ``pieces`` gives in order.
+
+    ``pieces`` is left unread for HEAD and 304. An error before the first piece is an answer of its own; after
+    it, whatever ``pieces`` raises ends the connection (``shared.web.middleware``).
+    """
+    headers = {**representation.headers(), **fields}
+    if isinstance(decision, NotModified):
+        return web.Response(status=304, headers=headers)
+    headers["Content-Type"] = representation.content_type
+    headers["X-Content-Type-Options"] = "nosniff"
+    if representation.filename and representation.content_type == "application/octet-stream":
+        name = representation.filename.encode("ascii", "ignore").decode().replace('"', "")
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    status = 200
+    if isinstance(decision, Partial):
+        status = 206
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{representation.layout.size}"
+    if request.method == "HEAD":
+        headers["Content-Length"] = str(span.length)
+        return web.Response(status=status, headers=headers)
+    if span.length <= SMALL:
+        return web.Response(status=status, headers=headers, body=await _collect(pieces))
+    first = await anext(pieces)
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = span.length
+    request[BODY_BEGUN] = response
+    await response.prepare(request)
+    await _send_piece(request, response, first)
+    async for piece in pieces:
+        await _send_piece(request, response, piece)
+    await response.write_eof()
+    return response
+
+
+async def _collect(pieces: AsyncIterator[Piece]) -> bytes:
+    parts = []
+    async for piece in pieces:
+        parts.append(piece if isinstance(piece, memoryview) else _read(piece))
+    return b"".join(parts)
+
+
+def _read(region: FileRegion) -> bytes:
+    return os.pread(region.file.fileno(), region.length, region.offset)
+
+
+async def _send_piece(request: web.Request, response: web.StreamResponse, piece: Piece) -> None:
+    length = len(piece) if isinstance(piece, memoryview) else piece.length
+    loop = asyncio.get_running_loop()
+    for start in range(0, length, UNIT):
+        size = min(UNIT, length - start)
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client left")
+        try:
+            async with asyncio.timeout(STALL):
+                if isinstance(piece, memoryview):
+                    await response.write(piece[start : start + size])
+                else:
+                    sent = await loop.sendfile(transport, piece.file, piece.offset + start, size)
+                    if sent != size:
+                        raise DiskError("a cached file is shorter than it was")
+        except TimeoutError:
+            transport.abort()  # nothing is being read at the other end: there is nobody to be polite to
+            raise ConnectionResetError("the client reads too slowly") from None
+        except (RuntimeError, AttributeError) as error:
+            # asyncio raises these for a transport that closed under sendfile
+            raise ConnectionResetError("the client left") from error

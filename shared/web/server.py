@@ -1,0 +1,136 @@
+"""Running a service: one process, one event loop, aiohttp behind our limits.
+
+aiohttp's own error page repeats what the client sent and logs a traceback for a malformed request line, so the
+connection handler's ``handle_error`` is ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import http_parser, web
+from aiohttp.web_protocol import RequestHandler
+from structlog.typing import FilteringBoundLogger
+
+from shared.codec import encode_json
+from shared.config import ServiceSettings
+from shared.errors import ConfigError
+from shared.web.middleware import problem
+
+DRAIN: web.AppKey[Callable[[], Awaitable[None]]] = web.AppKey("drain")
+"""Awaited when the service is told to stop, while it still listens."""
+MAX_LINE = 8190
+MAX_HEADERS = 64
+BACKLOG = 1024
+
+
+class Connection(RequestHandler):
+    """One client connection. Answers what the parser refused in our words, and without a traceback."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """A problem document for a request that never became one; the connection is closed after it."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the response has begun")
+        response = problem("bad_request" if status < 500 else "internal", secrets.token_hex(8))
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
+
+
+class Runner(web.AppRunner):
+    """An AppRunner whose connections are ``Connection``s."""
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        server.__class__ = _Server
+        return server
+
+
+def require_c_parser() -> None:
+    """Raises ConfigError where aiohttp runs without its C parser: most smuggling bugs are in the other one."""
+    if getattr(http_parser, "HttpRequestParser", None) is http_parser.HttpRequestParserPy:
+        raise ConfigError("aiohttp is installed without its C extension; install a wheel of it")
+
+
+async def start(app: web.Application, settings: ServiceSettings) -> tuple[Runner, str]:
+    """Listen, and give the runner (for ``cleanup``) and the base URL. Raises ConfigError."""
+    require_c_parser()
+    runner = Runner(
+        app,
+        access_log=None,
+        keepalive_timeout=settings.keepalive,
+        max_line_size=MAX_LINE,
+        max_field_size=MAX_LINE,
+        max_headers=MAX_HEADERS,
+        lingering_time=2.0,
+        auto_decompress=False,
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(
+            runner, settings.host, settings.port, backlog=BACKLOG, reuse_address=True, shutdown_timeout=30.0
+        )
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigError(
+            f"{settings.service}.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from error
+    return runner, f"http://{_host(settings.host)}:{runner.addresses[0][1]}"
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on right now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+async def run(build: Callable[[str], web.Application], settings: ServiceSettings, log: FilteringBoundLogger) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. ``build`` gets the service's own base URL."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if not settings.port:
+        settings = settings.model_copy(update={"port": free_port()})
+    app = build(f"http://{_host(settings.host)}:{settings.port}")
+    runner, url = await start(app, settings)
+    try:
+        if settings.ready_file:
+            await asyncio.to_thread(write_ready, settings.ready_file, {"url": url})
+        log.info("listening", url=url)
+        await stop.wait()
+        log.info("draining")
+        if drain := app.get(DRAIN):
+            await drain()
+    finally:
+        await runner.cleanup()
+
+
+def write_ready(file: Path, document: object) -> None:
+    """Write a ready file by rename, so that whoever waits for it never reads half of it."""
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
+    temporary.write_bytes(encode_json(document) + b"\n")
+    temporary.replace(file)

@@ -1,0 +1,164 @@
+"""Asking other services: one client session a process, and the one place where its errors become ours.
+
+Bodies are taken as they are (no decompression), redirects are not followed, cookies and proxies from the
+environment are ignored. Lengths and ranges are checked here: a body that ends early, or at another offset
+than was asked for, is an UpstreamError however politely it ended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+
+import aiohttp
+
+from shared import codec
+from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
+from shared.ids import parse_name
+
+CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
+"""Seconds to connect, until the head of an answer, and between two reads."""
+PER_HOST = 8
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+
+
+def make_session(*, per_host: int = PER_HOST) -> aiohttp.ClientSession:
+    """The session of a process; close it at the end."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, limit_per_host=per_host, ttl_dns_cache=10),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=IDLE),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        headers={"Accept-Encoding": "identity", "User-Agent": "nearshard"},
+        raise_for_status=False,
+        read_bufsize=1 << 18,
+    )
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A small answer, read whole. ``status`` is 200 or 304."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+async def fetch(
+    session: aiohttp.ClientSession,
+    url: str,
+    *,
+    limit: int,
+    headers: Mapping[str, str] | None = None,
+    missing: str = "unknown_path",
+) -> Fetched:
+    """GET a document of at most ``limit`` bytes. Raises NotFound (with code ``missing``, or the code that a
+    server of ours gave) or UpstreamError."""
+    with translated(url):
+        timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT, sock_read=FIRST_BYTE)
+        async with session.get(url, headers=headers, allow_redirects=False, timeout=timeout) as answer:
+            if answer.status == 304:
+                return Fetched(304, b"", answer.headers)
+            if answer.status == 404:
+                raise await _not_found(answer, missing)
+            if answer.status != 200:
+                raise UpstreamError(f"{url} answered {answer.status}")
+            body = bytearray()
+            async for chunk in answer.content.iter_any():
+                body += chunk
+                if len(body) > limit:
+                    raise UpstreamError(f"{url} answered more than {limit} bytes")
+            if answer.content_length not in (None, len(body)):
+                raise UpstreamError(f"{url} ended early")
+            return Fetched(200, bytes(body), answer.headers)
+
+
+@dataclass(frozen=True)
+class Body:
+    """A shard's bytes on their way: ``size`` of the whole, and chunks from ``start`` on."""
+
+    size: int
+    start: int
+    chunks: AsyncIterator[bytes]
+    cache_status: str = ""
+
+
+@asynccontextmanager
+async def open_blob(
+    session: aiohttp.ClientSession,
+    url: str,
+    *,
+    start: int,
+    size: int | None,
+    max_size: int,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncIterator[Body]:
+    """GET a shard from byte ``start`` on. ``size`` of the whole where it is known.
+
+    Gives a Body whose chunks end exactly at its size. A 200 where a range was asked for is taken from its
+    beginning (``start`` 0). Raises NotFound; UpstreamError for any other status, a length or a Content-Range
+    that does not fit, a body that is encoded, or one that ends early.
+    """
+    fields = {**(headers or {}), **({"Range": f"bytes={start}-"} if start else {})}
+    with translated(url):
+        async with session.get(url, headers=fields, allow_redirects=False) as answer:
+            if answer.status == 404:
+                raise await _not_found(answer, "unknown_blob")
+            if answer.status not in (200, 206):
+                raise UpstreamError(f"{url} answered {answer.status}")
+            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                raise UpstreamError(f"{url} sent an encoded body")
+            length = answer.content_length
+            if length is None:
+                raise UpstreamError(f"{url} sent no Content-Length")  # a body cut short would look complete
+            begin, whole = 0, length
+            if answer.status == 206:
+                match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+                begin, last, whole = map(int, match.groups()) if match else (-1, -1, -1)
+                if not start or begin != start or last != whole - 1 or length != whole - begin:
+                    raise UpstreamError(f"{url} sent another range than was asked for")
+            if (size is not None and whole != size) or not 0 < whole <= max_size:
+                raise UpstreamError(f"{url} has {whole} bytes, not {size}")
+            yield Body(whole, begin, _exactly(answer, length, url), answer.headers.get("Cache-Status", ""))
+
+
+async def _exactly(answer: aiohttp.ClientResponse, length: int, url: str) -> AsyncIterator[bytes]:
+    left = length
+    async for chunk in answer.content.iter_any():
+        left -= len(chunk)
+        if left < 0:
+            raise UpstreamError(f"{url} sent more than it said")
+        yield chunk
+    if left:
+        raise UpstreamError(f"{url} broke off {left} bytes early")
+
+
+async def _not_found(answer: aiohttp.ClientResponse, missing: str) -> NotFound:
+    """A 404 keeps the code and the task names that a server of ours gave, so that it means the same to all."""
+    code, public = missing, {}
+    if answer.content_type == "application/problem+json":
+        with suppress(DecodeError, BadId, TypeError, AttributeError):
+            document = codec.decode_json(await answer.content.read(codec.MAX_JSON))
+            given, names = document.get("code"), document.get("tasks")
+            if given in CODES and CODES[given].status == 404:
+                code = given
+            if isinstance(names, list):
+                public = {"tasks": [parse_name(str(name)) for name in names[:256]]}
+    return NotFound(f"{answer.url.path} is not there", code=code, public=public)
+
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """aiohttp's errors as ours: no foreign exception leaves the session."""
+    try:
+        yield
+    except NearshardError:
+        raise  # some of ours are ValueErrors too
+    except TimeoutError as error:
+        raise UpstreamError(f"{url} did not answer in time", code="upstream_timeout") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        reason = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else str(error)
+        raise UpstreamError(f"{url} failed: {reason or type(error).__name__}") from error
