@@ -1,0 +1,94 @@
+"""Where to cut: the shards of safetensors files along tensor boundaries, and the tensors of tasks. Pure.
+
+Rules, in order:
+
+* A task pulls in no byte that it does not use: neighbours share a shard only when the same tasks use them.
+* An unchanged tensor keeps its digest: only small tensors (under an eighth of the target) share a shard.
+* No shard is over the limit: a larger tensor is cut into pieces of the target size.
+* The header is a shard of its own: it changes when anything does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from origin.tensorfile import TensorEntry, TensorHeader
+from shared.errors import PublishError
+
+TARGET = 8 << 20
+LIMIT = 32 << 20
+SMALL = 8
+"""A tensor is small when it is under the target divided by this."""
+
+Members = frozenset[str]
+"""The tasks that use a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One shard to make: ``start`` and ``stop`` in the file, and the tasks that use all of it."""
+
+    start: int
+    stop: int
+    tasks: Members
+
+
+def cut_tensors(
+    header: TensorHeader, tasks: Mapping[str, Members], target: int = TARGET, limit: int = LIMIT
+) -> Iterator[Cut]:
+    """The shards of one safetensors file, in order, without holes. ``tasks``: tensor name to its tasks."""
+    nobody: Members = frozenset()
+    yield Cut(0, header.data_start, nobody)
+    start = stop = header.data_start
+    shared: Members = nobody
+    packing = False
+    for tensor in header.tensors:
+        if not tensor.size:
+            continue
+        users = tasks.get(tensor.name, nobody)
+        small = tensor.size < target // SMALL
+        fits = packing and small and users == shared and stop - start + tensor.size <= target
+        if not fits and stop > start:
+            yield Cut(start, stop, shared)
+            start = stop
+        stop += tensor.size
+        packing, shared = small, users
+        if tensor.size > limit:
+            while stop - start > target:
+                yield Cut(start, start + target, users)
+                start += target
+    if stop > start:
+        yield Cut(start, stop, shared)
+
+
+def public_names(headers: Mapping[str, TensorHeader]) -> dict[tuple[str, str], str]:
+    """What each (file, tensor) is called in tasks: its own name, which is unique in most models.
+
+    Where two files use the same name (the parts of a diffusion pipeline), files in a folder have the folder
+    in front: ``unet/conv_in.weight``. Raises PublishError where that is not enough.
+    """
+    plain = {(file, t.name): t.name for file, header in headers.items() for t in header.tensors}
+    if len(set(plain.values())) == len(plain):
+        return plain
+    folders = {(file, name): f"{file.rpartition('/')[0]}/{name}" if "/" in file else name for file, name in plain}
+    seen: dict[str, str] = {}
+    for (file, _), name in folders.items():
+        if (other := seen.setdefault(name, file)) != file:
+            raise PublishError(f"{file}: tensor {name!r} is in {other} too; leave one out with exclude = [...]")
+    return folders
+
+
+def task_tensors(
+    task: str,
+    headers: Mapping[str, TensorHeader],
+    names: Mapping[tuple[str, str], str],
+    members: Mapping[str, Members],
+) -> Sequence[tuple[str, str, TensorEntry]]:
+    """(file, public name, tensor) of a task, in the order of files and of data: one pass reads them all."""
+    return [
+        (file, names[file, tensor.name], tensor)
+        for file, header in sorted(headers.items())
+        for tensor in header.tensors
+        if task in members.get(names[file, tensor.name], frozenset())
+    ]

@@ -1,0 +1,353 @@
+"""Publishing: a model directory becomes shards, a manifest and a ref. ``python -m origin.publish`` runs it.
+
+1. Read the directory and its tasks; refuse what is wrong before anything is stored.
+2. Decide the cuts and make the tasks' headers (pure, ``origin.cutting``).
+3. Read every file once; each shard is hashed, and stored where it is not there yet. The hashes of files and of
+   tasks run along, so nothing is read twice.
+4. Make all that durable, then store the manifest, then move the ref. A publish that is killed before the last
+   step shows nothing; one that is repeated finds everything there and changes nothing.
+
+Memory: a few shards (at most 32 MiB each), whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from pyfastcdc import FastCDC
+
+from origin.cutting import LIMIT, TARGET, Cut, Members, cut_tensors, public_names, task_tensors
+from origin.model_dir import (
+    SMALL_FILE,
+    TASKS_FILE,
+    SourceFile,
+    TaskSpec,
+    match_files,
+    match_tensors,
+    read_model_dir,
+    read_tasks,
+)
+from origin.storage import Storage
+from origin.tensorfile import make_header
+from shared.digest import Digest, digest_of
+from shared.errors import NotFound, PublishError, TasksError, first_error
+from shared.ids import DEFAULT_TASK
+from shared.layout import Layout, Slice, Span, join
+from shared.manifest import Manifest, Task, Tensor
+
+CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX = 1 << 20, 4 << 20, 16 << 20
+"""Content-defined chunks of files that are not safetensors: the library's upper bounds; 5 MiB on average."""
+IN_FLIGHT = 64 << 20
+"""Bytes of shards that are being stored while the next ones are read."""
+
+
+class Progress(Protocol):
+    """What publishing tells whoever watches: bytes done of the total."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publish did."""
+
+    model: str
+    ref: str
+    revision: Digest
+    changed: bool
+    """False where the ref meant this revision already."""
+    shards: int
+    stored: int
+    """Shards that were not in the store before."""
+    size: int
+    """Bytes of the model's files."""
+    stored_bytes: int
+    tasks: tuple[str, ...]
+
+
+@dataclass
+class _Task:
+    """A task while it is being made. ``source`` is set where its body is a file as it stands."""
+
+    name: str
+    filename: str
+    files: tuple[str, ...]
+    description: str
+    source: str = ""
+    header: bytes = b""
+    parts: list[tuple[str, Span]] = field(default_factory=list)
+    """(file, span) of its tensors' data, in order."""
+    hash: Any = field(default_factory=hashlib.sha256)
+
+
+async def publish(
+    storage: Storage,
+    directory: Path,
+    model: str,
+    ref: str,
+    now: datetime,
+    *,
+    tasks_file: Path | None = None,
+    target: int = TARGET,
+    limit: int = LIMIT,
+    progress: Progress = lambda done, total: None,
+) -> Published:
+    """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard.
+
+    Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
+    DiskError where the store fails.
+    """
+    default_tasks = directory / TASKS_FILE
+    file = tasks_file or (default_tasks if default_tasks.is_file() else None)
+    specs, exclude = await asyncio.to_thread(read_tasks, file)
+    sources = await asyncio.to_thread(read_model_dir, directory, exclude)
+    headers = {source.path: source.tensors for source in sources if source.tensors}
+    names = public_names(headers)
+    members = _members(specs, {names[key]: key for key in names}, bool(headers))
+    tasks = _tasks(specs, sources, names, members)
+
+    await storage.sweep(now)
+    writer = _Writer(storage, sum(source.size for source in sources), progress)
+    files: dict[str, Layout] = {}
+    try:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                if task.header:
+                    task.hash.update(task.header)
+                    await writer.store(group, task.header)
+            for source in sources:
+                feeds = {task.name: task.hash for task in tasks if not task.source}
+                cuts: AsyncIterator[tuple[bytes, Members]]
+                if source.tensors:
+                    own = {t.name: members.get(names[source.path, t.name], frozenset()) for t in source.tensors.tensors}
+                    cuts = _read_cuts(source, list(cut_tensors(source.tensors, own, target, limit)))
+                else:
+                    cuts = _read_chunks(source, target)
+                files[source.path] = await _store_file(group, writer, source, cuts, feeds)
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+    manifest = Manifest(
+        model,
+        {},
+        files,
+        {task.name: _finish(task, files) for task in tasks},
+        tuple(
+            Tensor(t.name, t.dtype, t.shape, path, _part(files[path], header.data_start, t.begin, t.end))
+            for path, header in sorted(headers.items())
+            for t in header.tensors
+        ),
+    )
+    manifest = _with_shards(manifest, writer.sizes)
+
+    await storage.sync()
+    revision = manifest.revision
+    before: Digest | None = None
+    with suppress(NotFound):
+        before = (await storage.ref(model, ref)).revision
+    if not await storage.has_manifest(model, revision):
+        await storage.put_manifest(manifest)
+        await storage.sync()
+    if before != revision:
+        await storage.put_ref(model, ref, revision, now)
+    return Published(
+        model=model,
+        ref=ref,
+        revision=revision,
+        changed=before != revision,
+        shards=len(manifest.shards),
+        stored=writer.stored,
+        size=sum(source.size for source in sources),
+        stored_bytes=writer.stored_bytes,
+        tasks=tuple(manifest.tasks),
+    )
+
+
+def _members(specs: Sequence[TaskSpec], tensors: Mapping[str, tuple[str, str]], weights: bool) -> dict[str, Members]:
+    """Which tasks use each tensor, by public name."""
+    members = {name: {DEFAULT_TASK} for name in tensors}
+    for spec in specs:
+        if spec.tensors and not weights:
+            raise TasksError(f"tasks.{spec.name}: the model has no safetensors file")
+        for name in match_tensors(spec, tensors) if spec.tensors else ():
+            members[name].add(spec.name)
+    return {name: frozenset(tasks) for name, tasks in members.items()}
+
+
+def _tasks(
+    specs: Sequence[TaskSpec],
+    sources: Sequence[SourceFile],
+    names: Mapping[tuple[str, str], str],
+    members: Mapping[str, Members],
+) -> list[_Task]:
+    """The tasks to make: ``all`` where the model has one, then those of the tasks file."""
+    by_path = {source.path: source for source in sources}
+    headers = {source.path: source.tensors for source in sources if source.tensors}
+    weights = [source.path for source in sources if source.is_weight]
+    small = tuple(
+        source.path
+        for source in sources
+        if not source.is_weight
+        and source.size <= SMALL_FILE
+        and not source.path.endswith(".index.json")
+        and not Path(source.path).name.startswith(".")
+    )
+    tasks: list[_Task] = []
+    if len(headers) == 1 or (not headers and len(weights) == 1):
+        whole = next(iter(headers), None) or weights[0]
+        tasks.append(_Task(DEFAULT_TASK, Path(whole).name, small, "the whole model", source=whole))
+    elif headers:
+        tasks.append(_Task(DEFAULT_TASK, "model.safetensors", small, "the whole model"))
+    for spec in specs:
+        files = match_files(spec.files, list(by_path), spec.name)
+        if spec.file and spec.file not in by_path:
+            raise TasksError(f"tasks.{spec.name}: there is no file {spec.file!r}")
+        filename = Path(spec.file).name if spec.file else "model.safetensors"
+        tasks.append(_Task(spec.name, filename, files, spec.description, source=spec.file))
+    metadata = dict(next(iter(headers.values())).metadata) if headers else {}
+    for task in tasks:
+        clash = [path for path in task.files if path == task.filename]
+        if clash and task.source != clash[0]:
+            raise TasksError(f"tasks.{task.name}: {clash[0]!r} would overwrite the task's body")
+        task.files = tuple(path for path in task.files if path != task.filename)
+        if task.source:
+            continue
+        chosen = task_tensors(task.name, headers, names, members)
+        task.header = make_header([(name, tensor) for _, name, tensor in chosen], metadata)
+        for path, _, tensor in chosen:
+            start = headers[path].data_start
+            task.parts.append((path, Span(start + tensor.begin, start + tensor.end)))
+    return tasks
+
+
+async def _store_file(
+    group: asyncio.TaskGroup,
+    writer: _Writer,
+    source: SourceFile,
+    cuts: AsyncIterator[tuple[bytes, Members]],
+    feeds: Mapping[str, Any],
+) -> Layout:
+    """Store one file's shards; its bytes also go to the hashes of the tasks that use them."""
+    whole = hashlib.sha256()
+    slices: list[Slice] = []
+
+    def feed(data: bytes, users: Members) -> None:
+        whole.update(data)
+        for name in users & feeds.keys():
+            feeds[name].update(data)
+
+    async for data, users in cuts:
+        await asyncio.to_thread(feed, data, users)
+        slices.append(Slice(await writer.store(group, data), 0, len(data)))
+    size = sum(piece.length for piece in slices)
+    if size != source.size:
+        raise PublishError(f"{source.path}: changed while it was read")
+    return Layout(size, whole.hexdigest(), tuple(slices))
+
+
+async def _read_cuts(source: SourceFile, cuts: Sequence[Cut]) -> AsyncIterator[tuple[bytes, Members]]:
+    with source.location.open("rb", buffering=0) as file:
+        for cut in cuts:
+            data = await asyncio.to_thread(_read_exactly, file.read, cut.stop - cut.start)
+            if len(data) != cut.stop - cut.start:
+                raise PublishError(f"{source.path}: changed while it was read")
+            yield data, cut.tasks
+
+
+async def _read_chunks(source: SourceFile, target: int) -> AsyncIterator[tuple[bytes, Members]]:
+    average = min(CHUNK_AVERAGE, target)
+    cutter = FastCDC(
+        average,
+        min_size=min(CHUNK_MIN, average // 4),
+        max_size=min(CHUNK_MAX, average * 4),
+        normalized_chunking=2,
+    )
+    with source.location.open("rb", buffering=0) as file:
+        chunks: Iterator[Any] = iter(cutter.cut_stream(file))
+        while chunk := await asyncio.to_thread(_next_chunk, chunks):
+            yield chunk, frozenset()
+
+
+def _next_chunk(chunks: Iterator[Any]) -> bytes:
+    """The next chunk's bytes, copied out of the cutter's buffer; empty at the end."""
+    chunk = next(chunks, None)
+    return bytes(chunk.data) if chunk else b""
+
+
+def _read_exactly(read: Callable[[int], bytes | None], size: int) -> bytes:
+    """``size`` bytes, or fewer at the end of the file: one read call gives at most what it likes."""
+    parts = []
+    while size and (data := read(size)):
+        parts.append(data)
+        size -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Writer:
+    """Stores shards behind the reader's back, a bounded number of bytes at a time."""
+
+    def __init__(self, storage: Storage, total: int, progress: Progress) -> None:
+        self.sizes: dict[Digest, int] = {}
+        self.stored = 0
+        self.stored_bytes = 0
+        self._storage = storage
+        self._in_flight = 0
+        self._room = asyncio.Condition()
+        self._done, self._total, self._progress = 0, total, progress
+
+    async def store(self, group: asyncio.TaskGroup, data: bytes) -> Digest:
+        """Hash ``data`` and have it stored by a task of ``group``; waits while too much is under way."""
+        digest = await asyncio.to_thread(digest_of, data)
+        if digest in self.sizes:
+            self._advance(len(data))
+            return digest
+        self.sizes[digest] = len(data)
+        async with self._room:
+            await self._room.wait_for(lambda: self._in_flight + len(data) <= IN_FLIGHT or not self._in_flight)
+            self._in_flight += len(data)
+        group.create_task(self._put(digest, data))
+        return digest
+
+    async def _put(self, digest: Digest, data: bytes) -> None:
+        try:
+            if await self._storage.ensure_blob(digest, data):
+                self.stored += 1
+                self.stored_bytes += len(data)
+            self._advance(len(data))
+        finally:
+            async with self._room:
+                self._in_flight -= len(data)
+                self._room.notify_all()
+
+    def _advance(self, size: int) -> None:
+        self._done += size
+        self._progress(min(self._done, self._total), self._total)
+
+
+def _part(layout: Layout, data_start: int, begin: int, end: int) -> tuple[Slice, ...]:
+    return tuple(layout.cut(Span(data_start + begin, data_start + end)))
+
+
+def _finish(task: _Task, files: Mapping[str, Layout]) -> Task:
+    if task.source:
+        layout = files[task.source]
+    else:
+        head = Slice(digest_of(task.header), 0, len(task.header))
+        data = (piece for path, span in task.parts for piece in files[path].cut(span))
+        slices = join([head, *data])
+        layout = Layout(sum(piece.length for piece in slices), task.hash.hexdigest(), slices)
+    return Task(task.name, layout, task.filename, task.files, task.description)
+
+
+def _with_shards(manifest: Manifest, sizes: Mapping[Digest, int]) -> Manifest:
+    """The manifest with its shard table: what files and tasks use, in that order."""
+    layouts = [*manifest.files.values(), *(task.layout for task in manifest.tasks.values())]
+    used = dict.fromkeys(digest for layout in layouts for digest in layout.shards())
+    table = {digest: sizes[digest] for digest in used}
+    return Manifest(manifest.model, table, manifest.files, manifest.tasks, manifest.tensors)
