@@ -1,0 +1,1 @@
+"""The edge node: caches shards near their readers, and serves every read path from them."""

@@ -1,0 +1,86 @@
+"""The edge node's composition root."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+
+from edge_node.cache import Cache
+from edge_node.config import EdgeSettings
+from edge_node.delivery import Delivery
+from edge_node.fill import Fills
+from edge_node.membership import Membership
+from edge_node.store import DiskTier, MemoryTier
+from edge_node.upstream import Upstreams
+from shared.catalog import Catalog
+from shared.clock import Clock
+from shared.errors import ConfigError
+from shared.metrics import Metrics
+from shared.web.middleware import make_app
+from shared.web.reads import add_routes
+from shared.web.server import DRAIN
+from shared.web.session import make_session
+
+
+def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
+    """An edge node, ready to be served at ``url``. Raises ConfigError."""
+    metrics = Metrics()
+    log = log.bind(node=settings.node)
+    rng = random.Random()  # noqa: S311 - jitter, not secrets
+    advertised = settings.advertise or url
+    session = make_session()
+    memory = MemoryTier(settings.memory, metrics)
+    disk = DiskTier(settings.data, settings.disk, clock, metrics, log)
+    try:
+        entries = disk.recover()
+    except OSError as error:
+        raise ConfigError(f"edge.data: {settings.data} cannot be used: {error}") from error
+    log.info("disk cache taken up", entries=entries, bytes=disk.ledger.used, directory=str(settings.data))
+    upstreams = Upstreams(session, settings.origin, clock, metrics)
+    cache = Cache(memory, disk, Fills(memory, disk, upstreams, clock, rng, metrics, log))
+    catalog = Catalog(
+        session,
+        settings.origin,
+        clock,
+        settings.node,
+        lifetime=settings.ref_lifetime,
+        directory=settings.data / "catalog",
+    )
+    delivery = Delivery(
+        cache,
+        catalog,
+        upstreams,
+        metrics,
+        node=settings.node,
+        region=settings.region,
+        url=advertised,
+        origins=settings.origin,
+    )
+
+    def record() -> dict[str, Any]:
+        return {
+            "url": advertised,
+            "region": settings.region,
+            "weight": settings.weight,
+            "in_flight": delivery.in_flight,
+        }
+
+    membership = Membership(session, settings.router, settings.node, record, settings.heartbeat, clock, rng, log)
+
+    async def live(_: web.Application) -> AsyncIterator[None]:
+        membership.start()
+        yield
+        await membership.leave()
+        await catalog.close()
+        await cache.close()
+        await session.close()
+
+    app = make_app(f"nearshard-edge {settings.node}", clock, metrics, log)
+    app.cleanup_ctx.append(live)
+    app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
+    add_routes(app, delivery, metrics)
+    return app

@@ -1,0 +1,177 @@
+"""The cache of a node: memory, disk and fills as one thing that opens shards.
+
+``open`` decides and takes hold in one step, with no await between: what it gives is pinned (or joined) until it
+is closed, so nothing is evicted under a reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from edge_node.fill import Fill, Fills
+from edge_node.store import DiskTier, MemoryTier
+from shared.digest import Digest
+from shared.errors import NearshardError
+from shared.outcome import Outcome
+from shared.web.send import FileRegion, Piece
+
+PROMOTE = 8
+"""A shard moves up from disk to memory when it takes at most this fraction (1/8) of the memory budget."""
+
+
+class Reader(Protocol):
+    """An open shard. ``close`` when done, exactly once."""
+
+    outcome: Outcome
+
+    async def size(self) -> int:
+        """Bytes of the whole shard; raises as ``read``."""
+        ...
+
+    def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
+        """These bytes in order; raises UpstreamError, IntegrityError or NotFound where they cannot be had."""
+        ...
+
+    def close(self) -> None:
+        """Let go."""
+        ...
+
+
+@dataclass
+class MemoryReader:
+    """A shard in memory."""
+
+    memory: MemoryTier
+    digest: Digest
+    view: memoryview
+    outcome: Outcome = Outcome.HIT_MEMORY
+
+    async def size(self) -> int:
+        """As held."""
+        return len(self.view)
+
+    async def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
+        """Views, without a copy."""
+        yield self.view[offset : offset + length]
+
+    def close(self) -> None:
+        """Unpin."""
+        self.memory.ledger.unpin(self.digest)
+
+
+@dataclass
+class DiskReader:
+    """A shard on disk."""
+
+    disk: DiskTier
+    digest: Digest
+    file: BinaryIO
+    outcome: Outcome = Outcome.HIT_DISK
+
+    async def size(self) -> int:
+        """As committed."""
+        return os.fstat(self.file.fileno()).st_size
+
+    async def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
+        """A region, for sendfile."""
+        yield FileRegion(self.file, offset, length)
+
+    def close(self) -> None:
+        """Close and unpin."""
+        self.file.close()
+        self.disk.ledger.unpin(self.digest)
+
+
+@dataclass
+class FillReader:
+    """A shard that is being fetched."""
+
+    fill: Fill
+    outcome: Outcome
+
+    async def size(self) -> int:
+        """As the first source that answers says."""
+        return await self.fill.wait_size()
+
+    def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
+        """Follow the fill."""
+        return self.fill.read(offset, length)
+
+    def close(self) -> None:
+        """Leave the fill; it goes on."""
+        self.fill.leave()
+
+
+class Cache:
+    """What a node holds, and how it gets the rest."""
+
+    def __init__(self, memory: MemoryTier, disk: DiskTier, fills: Fills) -> None:
+        self.memory, self.disk, self.fills = memory, disk, fills
+        self._promotions: set[asyncio.Task[None]] = set()
+
+    def peek(self, digest: Digest) -> Outcome:
+        """How a read of this shard would be served now."""
+        if digest in self.memory:
+            return Outcome.HIT_MEMORY
+        if digest in self.disk.ledger:
+            return Outcome.HIT_DISK
+        return Outcome.COLLAPSED if self.fills.get(digest) else Outcome.FILL_ORIGIN
+
+    def known_size(self, digest: Digest) -> int | None:
+        """Bytes of a shard that is held."""
+        for tier in (self.memory, self.disk):
+            if digest in tier.ledger:
+                return tier.ledger.size(digest)
+        return None
+
+    def open(self, digest: Digest, size: int | None) -> Reader:
+        """Open a shard: from memory, from disk, by joining its fill, or by starting one.
+
+        ``size`` from a manifest, or None where only a source can say it.
+        """
+        if digest in self.memory:
+            self.memory.ledger.pin(digest)
+            return MemoryReader(self.memory, digest, self.memory.view(digest))
+        if file := self.disk.open(digest):
+            self._promote(digest)
+            return DiskReader(self.disk, digest, file)
+        fill, outcome = self.fills.get(digest), Outcome.COLLAPSED
+        if fill is None:
+            fill, outcome = self.fills.start(digest, size), Outcome.FILL_ORIGIN
+        fill.join()
+        return FillReader(fill, outcome)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self.fills.close()
+        await asyncio.gather(*self._promotions, return_exceptions=True)
+
+    def _promote(self, digest: Digest) -> None:
+        """Copy a shard that was read from disk into memory, beside the request that read it."""
+        size = self.disk.ledger.size(digest)
+        if size > self.memory.ledger.budget // PROMOTE or digest in self.memory:
+            return
+        if self.memory.ledger.state(digest).value != "absent" or not self.memory.reserve(digest, size):
+            return
+        file = self.disk.open(digest)
+        if file is None:
+            self.memory.release(digest)
+            return
+        task = asyncio.create_task(self._copy(DiskReader(self.disk, digest, file), size))
+        self._promotions.add(task)
+        task.add_done_callback(self._promotions.discard)
+
+    async def _copy(self, reader: DiskReader, size: int) -> None:
+        try:
+            data = await asyncio.to_thread(os.pread, reader.file.fileno(), size, 0)
+            if len(data) != size:
+                raise OSError("shorter than it was")
+            self.memory.commit(reader.digest, memoryview(data))
+        except (OSError, NearshardError):
+            self.memory.release(reader.digest)  # the disk tier finds out by itself when it is read
+        finally:
+            reader.close()

@@ -1,0 +1,173 @@
+"""The data path of an edge node. One request, read from top to bottom:
+
+1. parse      the path, once and strictly (``shared.paths``, before this file is reached)
+2. resolve    ref to revision to layout (``shared.catalog``), or a digest to its size
+3. decide     304, 206 or 200, and which span (``shared.conditional``)
+4. open       the slices of that span, the next ones ahead in a bounded window: memory, disk, or a fill
+5. send       what each gives, in order: bytes from memory, sendfile from disk, a fill as it arrives
+
+Nothing here waits for a whole shard, and nothing is held but the window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+
+from edge_node.cache import Cache, Reader
+from edge_node.upstream import Upstreams
+from shared import plan, representation
+from shared.catalog import Catalog
+from shared.conditional import NotModified, Whole, evaluate
+from shared.digest import Digest, hex_of
+from shared.layout import Slice
+from shared.metrics import Metrics
+from shared.outcome import Outcome, cache_status, dearest
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
+from shared.web.reads import Listing, Resolved
+from shared.web.send import Piece, conditions, decide, send
+
+AHEAD = 4
+"""Slices opened before they are needed, so that their fills run while earlier ones are sent."""
+
+
+class Delivery:
+    """The read surface of an edge node."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        catalog: Catalog,
+        upstreams: Upstreams,
+        metrics: Metrics,
+        *,
+        node: str,
+        region: str,
+        url: str,
+        origins: list[str],
+    ) -> None:
+        self._cache, self._catalog, self._upstreams, self._metrics = cache, catalog, upstreams, metrics
+        self._node, self._region, self._url, self._origins = node, region, url, origins
+        self.in_flight = 0
+        """Requests for bytes being answered: this node's load, in its heartbeats."""
+        self._counts = dict.fromkeys(Outcome, 0)
+        self._sent = dict.fromkeys(Outcome, 0)
+
+    async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
+        """Steps 2 to 5 for a task, a file or a shard. Raises RequestError or UpstreamError."""
+        self.in_flight += 1
+        try:
+            if isinstance(path, BlobPath):
+                return await self._blob(request, path.digest)
+            return await self._layout(request, path)
+        finally:
+            self.in_flight -= 1
+
+    async def _layout(self, request: web.Request, path: TaskPath | FilePath) -> web.StreamResponse:
+        """A task or a file: many slices, their sizes known from the manifest."""
+        model, ref = (path.model, path.ref) if isinstance(path, FilePath) else (path.task_id.model, path.task_id.ref)
+        found = await self._catalog.resolve(model, ref)
+        shown = representation.of_path(path, found.manifest)
+        decision, span = decide(request, shown)
+        slices = [] if isinstance(decision, NotModified) else list(shown.layout.cut(span))
+        outcome = dearest([self._cache.peek(piece.digest) for piece in slices] or [Outcome.HIT_MEMORY])
+        fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields}
+        if isinstance(path, TaskPath):
+            fields["Vary"] = "Accept"
+        async with aclosing(self._pieces(iter(slices), found.manifest.shards)) as pieces:
+            return await send(request, shown, decision, span, pieces, fields)
+
+    async def _blob(self, request: web.Request, digest: Digest) -> web.StreamResponse:
+        """A shard by name: its size is known where it is held, else a source says it."""
+        if isinstance(evaluate(conditions(request), hex_of(digest), None), NotModified):
+            shown = representation.of_blob(digest, 0)  # whoever has the digest has the bytes: nothing to look up
+            return await send(request, shown, NotModified(), shown.layout.whole, _nothing(), {})
+        held = self._cache.known_size(digest) is not None or self._cache.fills.get(digest)
+        if request.method == "HEAD" and not held:
+            shown = representation.of_blob(digest, await self._upstreams.blob_size(digest))
+            return await send(request, shown, Whole(), shown.layout.whole, _nothing(), {})
+        reader = self._cache.open(digest, None)
+        try:
+            shown = representation.of_blob(digest, await reader.size())
+            decision, span = decide(request, shown)
+            fields = {"Cache-Status": cache_status(self._node, reader.outcome)}
+            async with aclosing(self._counted(reader, span.start, span.length)) as pieces:
+                return await send(request, shown, decision, span, pieces, fields)
+        finally:
+            reader.close()
+
+    async def _pieces(self, slices: Iterator[Slice], sizes: Mapping[Digest, int]) -> AsyncGenerator[Piece]:
+        """The bytes of ``slices`` in order, with up to AHEAD of them open."""
+        window: deque[tuple[Slice, Reader]] = deque()
+        try:
+            while True:
+                while len(window) < AHEAD and (piece := next(slices, None)):
+                    window.append((piece, self._cache.open(piece.digest, sizes[piece.digest])))
+                if not window:
+                    return
+                piece, reader = window[0]
+                async for part in self._counted(reader, piece.offset, piece.length):
+                    yield part
+                window.popleft()
+                reader.close()
+        finally:
+            for _, reader in window:
+                reader.close()
+
+    async def _counted(self, reader: Reader, offset: int, length: int) -> AsyncGenerator[Piece]:
+        """What a reader gives, and a note of how it was had."""
+        async for part in reader.read(offset, length):
+            yield part
+        self._count(reader.outcome, length)
+
+    def _count(self, outcome: Outcome, size: int) -> None:
+        self._counts[outcome] += 1
+        self._sent[outcome] += size
+        self._metrics.outcomes.labels(outcome.value).inc()
+        self._metrics.sent.labels(outcome.value).inc(size)
+
+    # The rest of the read surface
+
+    async def resolve(self, model: str, ref: str) -> Resolved:
+        """A manifest, from the catalog."""
+        return await self._catalog.resolve(model, ref)
+
+    async def listing(self, path: ModelPath | ModelsPath) -> Listing:
+        """A listing, from the catalog."""
+        return await self._catalog.listing(path)
+
+    def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
+        """This node, then the origins."""
+        urls = [self._url, *self._origins]
+        return lambda _: urls
+
+    async def status(self) -> Mapping[str, Any]:
+        """What this node holds and how it has served."""
+        return {
+            "service": "edge",
+            "node": self._node,
+            "region": self._region,
+            "url": self._url,
+            "in_flight": self.in_flight,
+            "fills": len(self._cache.fills),
+            "memory": vars(self._cache.memory.ledger.statistics()),
+            "disk": vars(self._cache.disk.ledger.statistics()),
+            "upstream_bytes": self._upstreams.received,
+            "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
+            "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
+        }
+
+    def not_ready(self) -> str:
+        """Ready once it listens: the disk cache was taken up before that."""
+        return ""
+
+
+async def _nothing() -> AsyncGenerator[Piece]:
+    """The pieces of an answer without a body."""
+    no_pieces: tuple[Piece, ...] = ()
+    for piece in no_pieces:
+        yield piece

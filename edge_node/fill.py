@@ -1,0 +1,272 @@
+"""A fill: one fetch of one shard into the cache, however many ask for it.
+
+* It is a task of the node, not of a request: a reader that leaves does not end it.
+* Readers follow it at their own pace from its first byte, each by its own position in the same buffer.
+* It goes from source to source and on from the byte reached; what it has is hashed as it comes.
+* No reader gets the last byte of what it asked for before the digest of the whole shard was right. So whatever
+  reached a reader from a fill that failed is short of its Content-Length, and nobody can take it for whole.
+* Only bytes whose digest is right are committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator
+
+from structlog.typing import FilteringBoundLogger
+
+from edge_node.store import Buffer, DiskBuffer, DiskTier, MemoryBuffer, MemoryTier
+from edge_node.upstream import Source, Upstreams
+from shared.clock import Clock
+from shared.digest import Digest, hex_of
+from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
+from shared.metrics import Metrics
+from shared.outcome import Outcome
+from shared.web.send import Piece
+
+ROUNDS = 2
+"""Times that every source is tried before a fill fails."""
+BACKOFF = 0.1
+"""Seconds before the second round, times a random factor of up to two."""
+OVERFLOW = 2
+"""Fills that may be held outside every budget at a time (where neither disk nor memory has room)."""
+
+
+class Fill:
+    """One fill under way. Made by ``Fills`` only."""
+
+    def __init__(self, fills: Fills, digest: Digest, size: int | None) -> None:
+        self.digest = digest
+        self.size = size
+        """Bytes of the shard; None until a source has said it."""
+        self.outcome = Outcome.FILL_ORIGIN
+        self.verified = False
+        self.error: NearshardError | None = None
+        self._fills = fills
+        self._buffer: Buffer | None = None
+        self._hash = hashlib.sha256()
+        self._given = 0
+        """The furthest byte that any reader has been given."""
+        self._readers = 0
+        self._committed = False
+        self._overflow = False
+        self._retired: list[DiskBuffer] = []
+        """Buffers that were left for another one, and that readers may still hold pieces of."""
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        done = self._buffer.length if self._buffer else 0
+        return f"<Fill {self.digest[:19]} {done}/{self.size} bytes, {self._readers} readers>"
+
+    # Readers
+
+    async def wait_size(self) -> int:
+        """Bytes of the shard. Raises what the fill ended with."""
+        while self.size is None or self._buffer is None:
+            if self.error:
+                raise self.error
+            await self._changed.wait()
+        return self.size
+
+    def join(self) -> None:
+        """Count a reader in; with no await since it found this fill."""
+        self._readers += 1
+
+    def leave(self) -> None:
+        """Count a reader out."""
+        self._readers -= 1
+        self._close_if_idle()
+
+    async def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
+        """``length`` bytes from ``offset`` on as they come; the last one only once all are verified.
+
+        Raises what the fill ended with: UpstreamError, IntegrityError or NotFound.
+        """
+        await self.wait_size()
+        position, end = offset, offset + length
+        while position < end:
+            assert self._buffer is not None
+            reached = end if self.verified else min(self._buffer.length, end - 1)
+            if position < reached:
+                self._given = max(self._given, reached)
+                yield self._buffer.piece(position, reached - position)
+                position = reached
+            elif self.error:
+                raise self.error
+            else:
+                await self._changed.wait()
+
+    # The fetch
+
+    async def run(self) -> None:
+        """Fetch, verify, commit. Never raises but for cancellation: readers get the error."""
+        fills = self._fills
+        try:
+            await self._fetch()
+            assert self._buffer is not None
+            await self._commit(self._buffer)
+            self.verified = True
+            fills.metrics.fills.labels("ok").inc()
+        except NearshardError as error:
+            self._give_up(error)
+        except asyncio.CancelledError:
+            self._give_up(UpstreamError("the node is shutting down"))
+            raise
+        except Exception as error:
+            fills.log.error("a fill failed", shard=self.digest, exc_info=error)
+            self._give_up(NearshardError(f"fill failed: {error}"))
+        finally:
+            fills.ended(self)
+            self._notify()
+            self._close_if_idle()
+
+    async def _fetch(self) -> None:
+        failure: NearshardError = UpstreamError("no upstream is configured")
+        for attempt in range(ROUNDS):
+            if attempt:
+                await self._fills.clock.sleep(BACKOFF * (1 + self._fills.random.random()))
+            missing = True
+            for source in self._fills.upstreams.ordered():
+                try:
+                    await self._take(source)
+                    self._fills.upstreams.worked(source)
+                    self.outcome = source.outcome
+                    return
+                except (NotFound, UpstreamError) as error:
+                    self._fills.upstreams.failed(source, error)
+                    self._fills.log.warning("source failed", reason=str(error))
+                    failure, missing = error, missing and isinstance(error, NotFound)
+                    if isinstance(error, IntegrityError) and self._given:
+                        raise  # readers have some of the wrong bytes: their responses must end short
+            if missing:
+                break  # everybody answered, nobody has it: asking again will not help
+        raise failure
+
+    async def _take(self, source: Source) -> None:
+        """All that is missing from one source; the digest checked at the end."""
+        start = self._buffer.length if self._buffer else 0
+        async with self._fills.upstreams.open(source, self.digest, start, self.size) as body:
+            if self._buffer is None:
+                self.size = body.size
+                self._buffer = await self._admit(body.size)
+                self._notify()
+            skip = start - body.start
+            async for chunk in body.chunks:
+                self._fills.upstreams.count(source, len(chunk))
+                if skip >= len(chunk):
+                    skip -= len(chunk)  # a 200 where a range was asked for: the part we have again
+                    continue
+                data, skip = chunk[skip:] if skip else chunk, 0
+                self._hash.update(data)
+                await self._write(data)
+                self._notify()
+        if self._hash.hexdigest() != hex_of(self.digest):
+            self._buffer.rewind()
+            self._hash = hashlib.sha256()
+            raise IntegrityError(f"{source.url} sent bytes that are not {self.digest}")
+
+    async def _admit(self, size: int) -> Buffer:
+        """A place for the bytes: disk, else memory."""
+        return self._fills.disk.begin(self.digest, size) or await self._in_memory(size)
+
+    async def _in_memory(self, size: int) -> MemoryBuffer:
+        """A place in the memory tier, else one of a few places outside every budget."""
+        buffer = MemoryBuffer(self._fills.memory, self.digest, size)
+        if not buffer.kept:
+            await self._fills.overflow.acquire()
+            self._overflow = True
+        return buffer
+
+    async def _write(self, data: bytes) -> None:
+        assert self._buffer is not None and self.size is not None
+        before = self._buffer.length
+        try:
+            self._buffer.write(data)
+        except OSError as error:  # the disk is full or failing: go on in memory, nothing is fetched again
+            self._fills.disk.refused(error)
+            old = self._buffer
+            assert isinstance(old, DiskBuffer)
+            moved = await self._in_memory(self.size)
+            moved.write(old.read()[:before])
+            moved.write(data)
+            old.discard()
+            self._retired.append(old)
+            self._buffer = moved
+
+    async def _commit(self, buffer: Buffer) -> None:
+        try:
+            await asyncio.to_thread(buffer.settle)
+        except OSError as error:  # written but not durable: serve it, and keep nothing of it
+            self._fills.disk.refused(error)
+            buffer.discard()
+            return
+        buffer.commit()
+        self._committed = True
+
+    def _give_up(self, error: NearshardError) -> None:
+        self.error = error
+        self._fills.metrics.fills.labels(error.error_code).inc()
+        if self._buffer is not None and not self._committed:
+            self._buffer.discard()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _close_if_idle(self) -> None:
+        if self._readers or not (self.verified or self.error) or self._buffer is None:
+            return
+        self._buffer.close(committed=self._committed)
+        for old in self._retired:
+            old.close(committed=False)
+        if self._overflow:
+            self._overflow = False
+            self._fills.overflow.release()
+
+
+class Fills:
+    """The fills of a node: one per shard. Owns their tasks."""
+
+    def __init__(
+        self,
+        memory: MemoryTier,
+        disk: DiskTier,
+        upstreams: Upstreams,
+        clock: Clock,
+        rng: random.Random,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self.memory, self.disk, self.upstreams = memory, disk, upstreams
+        self.clock, self.random, self.metrics, self.log = clock, rng, metrics, log
+        self.overflow = asyncio.Semaphore(OVERFLOW)
+        self._under_way: dict[Digest, Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def get(self, digest: Digest) -> Fill | None:
+        """The fill of a shard that is under way."""
+        return self._under_way.get(digest)
+
+    def start(self, digest: Digest, size: int | None) -> Fill:
+        """Begin a fill of a shard that has none. ``size`` in bytes where it is known."""
+        fill = self._under_way[digest] = Fill(self, digest, size)
+        task = asyncio.create_task(fill.run(), name=f"fill {digest[:19]}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return fill
+
+    def ended(self, fill: Fill) -> None:
+        """A fill is over: whoever asks next finds the shard in a tier, or starts another."""
+        if self._under_way.get(fill.digest) is fill:
+            del self._under_way[fill.digest]
+
+    async def close(self) -> None:
+        """End every fill; their readers are told."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

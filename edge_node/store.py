@@ -1,0 +1,284 @@
+"""Where a node keeps shards: a memory tier and a disk tier, each under its Ledger.
+
+The disk's tree, with every path made here::
+
+    blobs/<2 hex>/<64 hex>     a shard, whole and verified: it got this name by rename after its hash was right
+    tmp/<64 hex>.<number>      a fill under way; emptied at start
+
+After a restart the names and sizes under ``blobs/`` are the index. A file that cannot be trusted any more (wrong
+size, read error) is dropped and fetched again; it costs a fill, never a wrong byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from structlog.typing import FilteringBoundLogger
+
+from edge_node.ledger import Ledger
+from shared.clock import Clock
+from shared.digest import Digest, hex_of
+from shared.metrics import Metrics
+from shared.web.send import FileRegion, Piece
+
+REST = 30.0
+"""Seconds that a disk which refused a write is left alone."""
+TOUCH = 600.0
+"""Seconds between two notes on disk that an entry was used: LRU order across restarts, without a write a read."""
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+class MemoryTier:
+    """Shards as bytes."""
+
+    def __init__(self, budget: int, metrics: Metrics) -> None:
+        self.ledger = Ledger(budget)
+        self._data: dict[Digest, memoryview] = {}
+        self._metrics = metrics
+
+    def __contains__(self, digest: Digest) -> bool:
+        return digest in self._data
+
+    def view(self, digest: Digest) -> memoryview:
+        """An entry's bytes, pinned by the caller in the ledger. Raises KeyError."""
+        return self._data[digest]
+
+    def reserve(self, digest: Digest, size: int) -> bool:
+        """Make room, evicting what was used longest ago."""
+        victims = self.ledger.reserve(digest, size)
+        for victim in victims or ():
+            del self._data[victim]
+        self._metrics.evictions.labels("memory").inc(len(victims or ()))
+        self._metrics.cached.labels("memory").set(self.ledger.used)
+        return victims is not None
+
+    def commit(self, digest: Digest, data: memoryview) -> None:
+        """Verified bytes of an entry that has its room."""
+        self._data[digest] = data
+        self.ledger.commit(digest)
+
+    def release(self, digest: Digest) -> None:
+        """Give room back."""
+        self.ledger.release(digest)
+        self._metrics.cached.labels("memory").set(self.ledger.used)
+
+    def drop(self, digest: Digest) -> None:
+        """Forget an entry."""
+        if digest in self._data:
+            del self._data[digest]
+            self.ledger.drop(digest)
+
+
+class DiskTier:
+    """Shards as files."""
+
+    def __init__(self, root: Path, budget: int, clock: Clock, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self.ledger = Ledger(budget)
+        self._root = root
+        self._clock = clock
+        self._metrics = metrics
+        self._log = log
+        self._number = 0
+        self._rest_until = 0.0
+        self._touched: dict[Digest, float] = {}
+
+    def recover(self) -> int:
+        """Take up what an earlier run left: oldest use first. Gives the number of entries."""
+        for folder in ("blobs", "tmp"):
+            (self._root / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in (self._root / "tmp").iterdir():
+            leftover.unlink()
+        found = sorted(self._scan(), key=lambda item: item[2])
+        for digest, size, _ in found:
+            victims = self.ledger.reserve(digest, size)
+            if victims is None:
+                self._unlink(digest)
+                continue
+            self.ledger.commit(digest)
+            for victim in victims:
+                self._unlink(victim)
+        self._metrics.cached.labels("disk").set(self.ledger.used)
+        return self.ledger.statistics().entries
+
+    def open(self, digest: Digest) -> BinaryIO | None:
+        """A pinned entry's file (the caller closes it, then unpins); None where it is not there or damaged."""
+        if digest not in self.ledger:
+            return None
+        size = self.ledger.pin(digest)
+        try:
+            file = self._path(digest).open("rb", buffering=0)
+            if os.fstat(file.fileno()).st_size != size:
+                file.close()
+                raise OSError(errno.EIO, "not the size that was committed")
+        except OSError as error:
+            self._log.warning("cached shard is unusable", shard=digest, reason=str(error))
+            self.ledger.unpin(digest)
+            self.drop(digest)
+            return None
+        self._touch(digest)
+        return file
+
+    def begin(self, digest: Digest, size: int) -> DiskBuffer | None:
+        """Room and a temporary file for a fill; None where the disk cannot take it now."""
+        if self._clock.monotonic() < self._rest_until:
+            return None
+        victims = self.ledger.reserve(digest, size)
+        if victims is None:
+            return None
+        for victim in victims:
+            self._unlink(victim)
+        self._metrics.evictions.labels("disk").inc(len(victims))
+        self._metrics.cached.labels("disk").set(self.ledger.used)
+        self._number += 1
+        path = self._root / "tmp" / f"{hex_of(digest)}.{self._number}"
+        try:
+            return DiskBuffer(self, digest, path, self._path(digest))
+        except OSError as error:
+            self.refused(error)
+            self.ledger.release(digest)
+            return None
+
+    def refused(self, error: OSError) -> None:
+        """The disk is full, read-only or failing: leave it alone for a while."""
+        self._log.warning("the disk refused a write; serving without storing", reason=str(error), seconds=REST)
+        self._rest_until = self._clock.monotonic() + REST
+
+    def drop(self, digest: Digest) -> None:
+        """Forget an entry, and its file."""
+        if digest in self.ledger:
+            self.ledger.drop(digest)
+            self._unlink(digest)
+            self._metrics.cached.labels("disk").set(self.ledger.used)
+
+    def _path(self, digest: Digest) -> Path:
+        name = hex_of(digest)
+        return self._root / "blobs" / name[:2] / name
+
+    def _unlink(self, digest: Digest) -> None:
+        self._touched.pop(digest, None)
+        with suppress(OSError):
+            self._path(digest).unlink()
+
+    def _touch(self, digest: Digest) -> None:
+        now = self._clock.monotonic()
+        if now - self._touched.get(digest, float("-inf")) > TOUCH:
+            self._touched[digest] = now
+            with suppress(OSError):
+                os.utime(self._path(digest))
+
+    def _scan(self) -> Iterator[tuple[Digest, int, int]]:
+        for folder in os.scandir(self._root / "blobs"):
+            if not folder.is_dir(follow_symlinks=False):
+                continue
+            for item in os.scandir(folder):
+                info = item.stat(follow_symlinks=False)
+                if _HEX.fullmatch(item.name) and item.name[:2] == folder.name and info.st_size:
+                    yield Digest("sha256:" + item.name), info.st_size, info.st_mtime_ns
+                else:
+                    Path(item.path).unlink()
+
+
+class DiskBuffer:
+    """A fill's bytes in a temporary file; readers follow it there. ``commit`` gives it its name."""
+
+    def __init__(self, tier: DiskTier, digest: Digest, path: Path, final: Path) -> None:
+        self._tier, self._digest, self._path, self._final = tier, digest, path, final
+        final.parent.mkdir(mode=0o700, exist_ok=True)
+        self._file: BinaryIO = path.open("w+b", buffering=0)
+        self.length = 0
+
+    def write(self, data: bytes) -> None:
+        """Append. Raises OSError; what was written before stays readable."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._file.fileno(), view, self.length)
+            self.length += written
+            view = view[written:]
+
+    def read(self) -> bytes:
+        """All that was written."""
+        return os.pread(self._file.fileno(), self.length, 0)
+
+    def rewind(self) -> None:
+        """Begin again from the first byte."""
+        self.length = 0
+
+    def piece(self, offset: int, length: int) -> Piece:
+        """Bytes that are there."""
+        return FileRegion(self._file, offset, length)
+
+    def settle(self) -> None:
+        """Make the bytes durable and give them their name (blocking: for a thread). Raises OSError."""
+        os.fsync(self._file.fileno())
+        self._path.replace(self._final)
+
+    def commit(self) -> None:
+        """The entry is READY; it stays pinned until ``close``, for readers that are still under way."""
+        self._tier.ledger.commit(self._digest)
+        self._tier.ledger.pin(self._digest)
+
+    def discard(self) -> None:
+        """Give the room back; readers may still hold the file."""
+        with suppress(OSError):
+            self._path.unlink()
+        self._tier.ledger.release(self._digest)
+
+    def close(self, *, committed: bool) -> None:
+        """Nobody reads any more."""
+        self._file.close()
+        if committed:
+            self._tier.ledger.unpin(self._digest)
+
+
+class MemoryBuffer:
+    """A fill's bytes in memory, where the disk cannot take it.
+
+    With room in the memory tier the shard stays there; without, ``commit`` keeps nothing.
+    """
+
+    def __init__(self, tier: MemoryTier, digest: Digest, size: int) -> None:
+        self._tier, self._digest = tier, digest
+        self.kept = tier.ledger.state(digest).value == "absent" and tier.reserve(digest, size)
+        self._view = memoryview(bytearray(size))
+        self.length = 0
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._view[self.length : self.length + len(data)] = data
+        self.length += len(data)
+
+    def rewind(self) -> None:
+        """Begin again from the first byte."""
+        self.length = 0
+
+    def piece(self, offset: int, length: int) -> Piece:
+        """Bytes that are there."""
+        return self._view[offset : offset + length]
+
+    def settle(self) -> None:
+        """Nothing to make durable."""
+
+    def commit(self) -> None:
+        """The entry is READY; pinned until ``close``."""
+        if self.kept:
+            self._tier.commit(self._digest, self._view.toreadonly())
+            self._tier.ledger.pin(self._digest)
+
+    def discard(self) -> None:
+        """Give the room back."""
+        if self.kept:
+            self._tier.release(self._digest)
+
+    def close(self, *, committed: bool) -> None:
+        """Nobody reads any more."""
+        if committed and self.kept:
+            self._tier.ledger.unpin(self._digest)
+
+
+Buffer = DiskBuffer | MemoryBuffer

@@ -1,0 +1,94 @@
+"""Where a node fills from: ordered sources, those that failed lately tried last."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from shared.clock import Clock
+from shared.digest import Digest
+from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
+from shared.manifest import MAX_SHARD
+from shared.metrics import Metrics
+from shared.outcome import Outcome
+from shared.paths import blob_path
+from shared.web.session import FIRST_BYTE, Body, open_blob, translated
+
+PENALTY, PENALTY_MAX, WRONG_BYTES = 1.0, 30.0, 60.0
+"""Seconds a source is tried last: after one failure (doubled by each further one), at most, after wrong bytes."""
+
+
+@dataclass
+class Source:
+    """One upstream and how it did lately."""
+
+    url: str
+    outcome: Outcome
+    failures: int = 0
+    avoid_until: float = 0.0
+
+
+class Upstreams:
+    """The origins of a node, in the operator's order."""
+
+    def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str], clock: Clock, metrics: Metrics) -> None:
+        self._session = session
+        self._sources = [Source(url, Outcome.FILL_ORIGIN) for url in urls]
+        self._clock = clock
+        self._metrics = metrics
+        self.received = 0
+
+    def ordered(self) -> list[Source]:
+        """Every source: the sound ones in order, then those to avoid, the soonest forgiven first."""
+        now = self._clock.monotonic()
+        return sorted(self._sources, key=lambda s: max(0.0, s.avoid_until - now))
+
+    def failed(self, source: Source, error: NearshardError) -> None:
+        """Count a failure against a source; what is missing there is not its fault."""
+        if isinstance(error, NotFound):
+            return
+        source.failures += 1
+        seconds = min(PENALTY_MAX, PENALTY * 2 ** min(source.failures - 1, 8))
+        if isinstance(error, IntegrityError):
+            seconds = WRONG_BYTES
+        source.avoid_until = self._clock.monotonic() + seconds
+        self._metrics.upstream_errors.labels(source.url, error.error_code).inc()
+
+    def worked(self, source: Source) -> None:
+        """A source gave what was asked for."""
+        source.failures, source.avoid_until = 0, 0.0
+
+    def count(self, source: Source, size: int) -> None:
+        """Body bytes that crossed the link."""
+        self.received += size
+        self._metrics.received.labels(source.url).inc(size)
+
+    @asynccontextmanager
+    async def open(self, source: Source, digest: Digest, start: int, size: int | None) -> AsyncIterator[Body]:
+        """A shard's bytes from ``start`` on. Raises NotFound or UpstreamError."""
+        url = source.url + blob_path(digest)
+        async with open_blob(self._session, url, start=start, size=size, max_size=MAX_SHARD) as body:
+            yield body
+
+    async def blob_size(self, digest: Digest) -> int:
+        """Bytes of a shard, by HEAD. Raises NotFound where no source has it, or UpstreamError."""
+        failure: NearshardError = UpstreamError("no upstream is configured")
+        for source in self.ordered():
+            url = source.url + blob_path(digest)
+            try:
+                with translated(url):
+                    timeout = aiohttp.ClientTimeout(total=FIRST_BYTE)
+                    async with self._session.head(url, allow_redirects=False, timeout=timeout) as answer:
+                        if answer.status == 404:
+                            raise NotFound("no such shard", code="unknown_blob")
+                        size = int(answer.headers.get("Content-Length", "0"))
+                        if answer.status != 200 or not 0 < size <= MAX_SHARD:
+                            raise UpstreamError(f"{url} answered {answer.status}")
+                        return size
+            except (NotFound, UpstreamError) as error:
+                self.failed(source, error)
+                failure = error
+        raise failure
