@@ -1,0 +1,44 @@
+"""The router's settings."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from shared.config import HttpUrl, Name, ServiceSettings
+
+
+def _cidr(text: str) -> str:
+    return str(ip_network(text))
+
+
+Cidr = Annotated[str, AfterValidator(_cidr)]
+
+
+class RouterSettings(ServiceSettings):
+    """The router: sends each client to the nearest node that has what it wants.
+
+    Example: nearshard router --origin http://origin:8710 --redis redis://redis:6379/0
+    """
+
+    service: ClassVar[str] = "router"
+
+    port: int = Field(8700, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
+    origin: list[HttpUrl] = Field(
+        default_factory=lambda: ["http://127.0.0.1:8710"],
+        description="Origins: for manifests, and where no node is left.",
+    )
+    redis: str = Field(
+        "", description="URL of the Redis or Valkey that routers share; without it membership is in memory."
+    )
+    redis_prefix: str = Field("nearshard:", description="What every key in Redis begins with.")
+    ttl: float = Field(6.0, gt=0, le=300, description="Seconds without a heartbeat after which a node is out.")
+    default_region: Name = Field("default", description="Region of a client that nothing else tells of.")
+    networks: dict[Cidr, Name] = Field(
+        default_factory=dict,
+        description='Region by client network, as {"10.1.0.0/16": "north"}; the longest wins.',
+    )
+    ref_lifetime: float = Field(2.0, ge=0, description="Seconds a ref is used before it is revalidated.")
+    candidates: int = Field(3, ge=1, le=16, description="Nodes named in an answer, best first, before the origin.")
