@@ -1,0 +1,189 @@
+"""The ``nearshard`` command.
+
+Services and ``publish`` are programs of their own packages (the parts never import each other), so those words
+replace this process by ``python -m <package>``; the rest is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
+from nearshard.client import Progress as OnProgress
+from nearshard.up import lay_out, up
+from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
+from shared.ids import DEFAULT_REF, parse_name
+
+PROGRAMS: Mapping[str, tuple[str, str]] = {
+    "publish": ("origin.publish_command", "Publish a model directory."),
+    "origin": ("origin", "Run an origin."),
+    "router": ("router", "Run a router."),
+    "edge": ("edge_node", "Run an edge node."),
+}
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Deliver AI models from the nearest cache, shard by shard.",
+    epilog="Example: nearshard up   (then, elsewhere)   nearshard get demo/minilm:embed-3l",
+)
+
+Router = Annotated[str, typer.Option("--router", envvar="NEARSHARD_ROUTER", help="Router, edge or origin to ask.")]
+Region = Annotated[str | None, typer.Option("--region", envvar="NEARSHARD_REGION", help="The region you are in.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command("get", epilog="Example: nearshard get demo/minilm:embed-3l@v2 -o embed-3l/")
+def get_command(
+    task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="org/name[:task][@ref or revision]")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Directory, or the body's file name; ./<name>-<task> by default."),
+    ] = None,
+    router: Router = DEFAULT_ROUTER,
+    region: Region = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch one task, verified, from the nearest nodes."""
+    with _bar(task_id, quiet=quiet or as_json) as progress:
+        got = SyncClient(router, region=region).get(task_id, output, force=force, progress=progress)
+    _report(got, quiet=quiet, as_json=as_json)
+
+
+@app.command("pull", epilog="Example: nearshard pull demo/minilm@v2 -o minilm/")
+def pull_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@REF]", help="org/name, and a ref or revision.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory; ./<name> by default.")] = None,
+    router: Router = DEFAULT_ROUTER,
+    region: Region = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch all files of a model, verified, from the nearest nodes."""
+    name, _, ref = model.partition("@")
+    with _bar(model, quiet=quiet or as_json) as progress:
+        got = SyncClient(router, region=region).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
+    _report(got, quiet=quiet, as_json=as_json)
+
+
+@app.command("up", epilog="Example: nearshard up --edges 4 --region berlin --region lagos --data /tmp/net")
+def up_command(
+    edges: Annotated[int, typer.Option(min=0, max=64, help="How many edge nodes.")] = 3,
+    region: Annotated[
+        list[str] | None, typer.Option(help="A region; again for more. North and south by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; ~/.local/share/nearshard by default.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65000, help="The router's port; origin and edges follow. 0: any.")
+    ] = 8700,
+    redis: Annotated[str, typer.Option(help="URL of a Redis or Valkey; one is started by default.")] = "",
+    ready_file: Annotated[Path | None, typer.Option(help="Written with all URLs as JSON when all are ready.")] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run a whole network on this machine: Valkey, origin, router and edges."""
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise RequestError("--log-level is debug, info, warning or error")
+    regions = [parse_name(name, "a region") for name in region or ["north", "south"]]
+    network = lay_out(edges=edges, regions=list(dict.fromkeys(regions)), port=port, redis=redis)
+    where = (data or Path("~/.local/share/nearshard")).expanduser().resolve()
+    asyncio.run(
+        up(
+            network,
+            where,
+            own_redis=not redis,
+            ready_file=ready_file,
+            say=lambda text: print(f"nearshard: {text}", file=sys.stderr, flush=True),  # noqa: T201
+            log_level=log_level,
+        )
+    )
+
+
+def _add_programs() -> None:
+    """The words that other packages answer, so that ``--help`` lists them."""
+    for name, (_, about) in PROGRAMS.items():
+
+        def command() -> None:
+            """Never run: ``main`` hands these words over before typer sees them."""
+
+        app.command(name, help=about, add_help_option=False)(command)
+
+
+_add_programs()
+
+
+@contextmanager
+def _bar(name: str, *, quiet: bool) -> Iterator[OnProgress | None]:
+    """A progress bar on a terminal, nothing anywhere else."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+        row = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+def _report(got: Got, *, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "model": got.model,
+            "revision": got.revision,
+            "paths": [str(path) for path in got.paths],
+            "size": got.size,
+            "moved": got.moved,
+            "seconds": round(got.seconds, 3),
+            "sources": [{"url": url, "outcome": how, "bytes": n} for (url, how), n in got.sources.items()],
+        }
+        sys.stdout.write(json.dumps(document) + "\n")
+    elif not quiet:
+        for path in got.paths:
+            sys.stdout.write(f"{path}\n")
+        served = ", ".join(f"{n / 1e6:.1f} MB {how} from {url}" for (url, how), n in sorted(got.sources.items()))
+        sys.stdout.write(
+            f"{got.model} {got.revision[:19]}: {got.size / 1e6:.1f} MB in {got.seconds:.2f} s"
+            f" ({served or 'all of it was there'})\n"
+        )
+
+
+def main() -> None:
+    """Run the command; an error is one line on stderr, and its exit code."""
+    if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
+        module, _ = PROGRAMS[sys.argv[1]]
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[2:]])  # noqa: S606
+    try:
+        app(prog_name="nearshard", standalone_mode=True)
+    except NearshardError as error:
+        sys.stderr.write(f"error: {error}\n")
+        if names := error.public.get("tasks"):
+            sys.stderr.write(f"tasks: {', '.join(str(name) for name in names)}\n")  # type: ignore[attr-defined]
+        raise SystemExit(error.exit_code or EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None
