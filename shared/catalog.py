@@ -54,6 +54,8 @@ class _Known:
     etag: str
     confirmed: float
     retry_at: float = 0.0
+    stale: bool = False
+    """Whether the last try to confirm it failed."""
     written: float = float("-inf")
     """When this was last noted on disk."""
 
@@ -123,14 +125,13 @@ class Catalog:
     async def _resolved(self, model: str, known: _Known) -> Resolved:
         revision: Digest = known.value
         manifest = await self._once(revision, lambda: self._manifest(model, revision))
-        fields = self._fields(known)
-        return Resolved(manifest, fields, stale="Cache-Status" in fields)
+        return Resolved(manifest, self._fields(known), stale=known.stale)
 
     def _fields(self, known: _Known) -> dict[str, str]:
         """Age (RFC 9111 §5.1), and Cache-Status where the answer is stale."""
         age = self._clock.monotonic() - known.confirmed
         fields = {"Age": str(max(0, int(age)))} if age < STALE_LIMIT * 365 else {}
-        if age > self._lifetime:
+        if known.stale:
             fields["Cache-Status"] = cache_status(self._name, Outcome.STALE)
         return fields
 
@@ -206,6 +207,7 @@ class Catalog:
         if known is None or now - known.confirmed > STALE_LIMIT:
             raise failure or UpstreamError("no upstream is configured")
         known.retry_at = now + RETRY
+        known.stale = True
         return known
 
     async def _manifest(self, model: str, revision: Digest) -> Manifest:

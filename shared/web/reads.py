@@ -113,12 +113,14 @@ def add_routes(app: web.Application, tier: Tier, metrics: Metrics) -> None:
     async def render(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE, **_PRIVATE})
 
-    for prefix in ("/shards/{path:.*}", "/blobs/{path:.*}", "/models", "/models/{path:.*}"):
+    for prefix in ("/shards/" + _ANY, "/blobs/" + _ANY, "/models", "/models/" + _ANY):
         get(app, prefix, read)
     for name, handler in (("healthz", healthz), ("readyz", readyz), ("status", status), ("metrics", render)):
         get(app, f"/{name}", handler)
 
 
+_ANY = "{path:[\\s\\S]*}"
+"""The rest of a path, line breaks and all: ``shared.paths`` says what is wrong with it."""
 _PRIVATE = {"Cache-Control": "no-store"}
 
 

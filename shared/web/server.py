@@ -24,6 +24,8 @@ from shared.web.middleware import problem
 
 DRAIN: web.AppKey[Callable[[], Awaitable[None]]] = web.AppKey("drain")
 """Awaited when the service is told to stop, while it still listens."""
+DRAIN_TIME = 30.0
+"""Seconds that requests under way have when the service stops."""
 MAX_LINE = 8190
 MAX_HEADERS = 64
 BACKLOG = 1024
@@ -45,6 +47,7 @@ class Connection(RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun")
         response = problem("bad_request" if status < 500 else "internal", secrets.token_hex(8))
+        response.headers["Server"] = "nearshard"
         response.force_close()
         return response
 
@@ -80,13 +83,12 @@ async def start(app: web.Application, settings: ServiceSettings) -> tuple[Runner
         max_field_size=MAX_LINE,
         max_headers=MAX_HEADERS,
         lingering_time=2.0,
+        shutdown_timeout=DRAIN_TIME,
         auto_decompress=False,
     )
     await runner.setup()
     try:
-        site = web.TCPSite(
-            runner, settings.host, settings.port, backlog=BACKLOG, reuse_address=True, shutdown_timeout=30.0
-        )
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, reuse_address=True)
         await site.start()
     except OSError as error:
         await runner.cleanup()
