@@ -1,0 +1,50 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Lab, valkey
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A place for services of one test."""
+    made = Lab(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A real Valkey server, shared by the tests that give it keys of their own."""
+    with valkey() as url:
+        yield url
+
+
+@pytest.fixture
+def need() -> Callable[[str], str]:
+    """The path of a program that a test needs: skipped by name where it is not there, a failure in CI."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if path is None and os.environ.get("CI") == "true":
+            pytest.fail(f"{program} is not installed, and CI must have it")
+        if path is None:
+            pytest.skip(f"{program} is not installed")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """A place for services that all tests of a module use and none changes."""
+    made = Lab(tmp_path_factory.mktemp("lab"))
+    yield made
+    made.close()

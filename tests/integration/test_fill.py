@@ -1,0 +1,360 @@
+"""Fills against sources that misbehave: real sockets, a scripted other end, the edge's own parts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edge_node.cache import Cache
+from edge_node.fill import Fills
+from edge_node.store import DiskTier, MemoryTier
+from edge_node.upstream import Upstreams
+from shared import log
+from shared.clock import SystemClock
+from shared.digest import Digest
+from shared.errors import IntegrityError, NotFound, UpstreamError
+from shared.metrics import Metrics
+from shared.outcome import Outcome
+from shared.web.send import FileRegion
+from shared.web.session import make_session
+from tests import scripted
+from tests.scripted import Act, Script, source
+
+DATA = random.Random(1).randbytes(1_000_000)
+
+
+class QuickClock(SystemClock):
+    """No waiting between rounds."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let others run."""
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Node:
+    """The caching parts of an edge, without its HTTP side."""
+
+    cache: Cache
+    upstreams: Upstreams
+    folder: Path
+
+    async def read(self, digest: Digest, offset: int = 0, length: int | None = None) -> bytes:
+        """Read a shard as a request would."""
+        reader = self.cache.open(digest, None)
+        try:
+            length = (await reader.size()) - offset if length is None else length
+            parts = []
+            async for piece in reader.read(offset, length):
+                if isinstance(piece, FileRegion):
+                    parts.append(_pread(piece))
+                else:
+                    parts.append(bytes(piece))
+            return b"".join(parts)
+        finally:
+            reader.close()
+
+    def files(self) -> list[str]:
+        """Every file under the disk tier."""
+        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
+
+    async def settled(self) -> None:
+        """Until no fill is under way."""
+        while len(self.cache.fills):
+            await asyncio.sleep(0)
+
+
+def _pread(region: FileRegion) -> bytes:
+    import os
+
+    return os.pread(region.file.fileno(), region.length, region.offset)
+
+
+Edge = Callable[..., AbstractAsyncContextManager[Node]]
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Edge:
+    """Makes a node over the given sources."""
+
+    @asynccontextmanager
+    async def make(*sources: Script, memory: int = 8 << 20, disk: int = 64 << 20) -> AsyncIterator[Node]:
+        session, clock, metrics, logger = make_session(), QuickClock(), Metrics(), log.get("test")
+        memory_tier = MemoryTier(memory, metrics)
+        disk_tier = DiskTier(tmp_path, disk, clock, metrics, logger)
+        disk_tier.recover()
+        upstreams = Upstreams(session, [script.url for script in sources], clock, metrics)
+        fills = Fills(memory_tier, disk_tier, upstreams, clock, random.Random(0), metrics, logger)
+        node = Node(Cache(memory_tier, disk_tier, fills), upstreams, tmp_path)
+        try:
+            yield node
+        finally:
+            await node.cache.close()
+            await session.close()
+
+    return make
+
+
+async def test_two_hundred_readers_of_a_cold_shard_cause_one_fetch(edge: Edge) -> None:
+    script = Script(acts=[scripted.held_after(1000)])
+    digest = script.add(DATA)
+    async with source(script), edge(script) as node:
+        readers = [asyncio.create_task(node.read(digest)) for _ in range(200)]
+        await script.holding.wait()
+        script.release.set()
+        assert set(await asyncio.gather(*readers)) == {DATA}
+    assert len(script.gets()) == 1
+
+
+async def test_a_reader_follows_the_fill_from_its_first_byte(edge: Edge) -> None:
+    script = Script(acts=[scripted.held_after(5000)])
+    digest = script.add(DATA)
+    async with source(script), edge(script) as node:
+        reader = node.cache.open(digest, None)
+        assert reader.outcome is Outcome.FILL_ORIGIN
+        pieces = reader.read(0, len(DATA))
+        first = await anext(pieces)
+        assert isinstance(first, FileRegion) and _pread(first) == DATA[: first.length]
+        assert not script.release.is_set()
+        script.release.set()
+        rest = [_pread(piece) async for piece in pieces if isinstance(piece, FileRegion)]
+        assert b"".join(rest) == DATA[first.length :]
+        reader.close()
+
+
+async def test_no_reader_gets_its_last_byte_before_the_digest_is_right(edge: Edge) -> None:
+    """Also not of a range that was complete long before the shard was."""
+    script = Script(acts=[scripted.held_after(500_000)])
+    digest = script.add(DATA)
+    async with source(script), edge(script) as node:
+        reader = node.cache.open(digest, None)
+        pieces = reader.read(100, 1000)
+        await script.holding.wait()
+        had = 0
+        while had < 999:
+            piece = await anext(pieces)
+            assert isinstance(piece, FileRegion)
+            had += piece.length
+        assert had == 999
+        last = asyncio.ensure_future(anext(pieces))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not last.done()
+        script.release.set()
+        piece = await last
+        assert isinstance(piece, FileRegion) and _pread(piece) == DATA[1099:1100]
+        await pieces.aclose()  # type: ignore[attr-defined]
+        reader.close()
+
+
+async def test_the_fill_goes_on_when_its_first_reader_leaves(edge: Edge) -> None:
+    script = Script(acts=[scripted.held_after(1000)])
+    digest = script.add(DATA)
+    async with source(script), edge(script) as node:
+        leader = asyncio.create_task(node.read(digest))
+        await script.holding.wait()
+        follower = asyncio.create_task(node.read(digest))
+        await asyncio.sleep(0)
+        leader.cancel()
+        await asyncio.wait([leader])
+        script.release.set()
+        assert await follower == DATA
+        await node.settled()
+        assert node.cache.peek(digest) is Outcome.HIT_DISK
+    assert len(script.gets()) == 1
+
+
+async def test_a_source_that_breaks_off_is_left_and_the_next_goes_on_from_the_byte_reached(edge: Edge) -> None:
+    first, second = Script(acts=[scripted.broken_off(300_000)]), Script()
+    digest = first.add(DATA)
+    second.add(DATA)
+    async with source(first), source(second), edge(first, second) as node:
+        assert await node.read(digest) == DATA
+    assert len(first.gets()) == 1
+    assert [asked.start for asked in second.gets()] == [300_000]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        scripted.flipped_at(500_000),
+        scripted.broken_off(10),
+        scripted.gzip_encoded,
+        scripted.close_delimited,
+        scripted.unavailable,
+        scripted.too_long,
+        scripted.wrong_content_range,
+    ],
+)
+async def test_readers_that_come_for_a_bad_source_get_right_bytes_from_the_next(edge: Edge, fault: Act) -> None:
+    """F15, F16, F18: whoever has been given no byte of a wrong shard never sees one."""
+    bad, good = Script(acts=[fault]), Script()
+    digest = bad.add(DATA)
+    good.add(DATA)
+    async with source(bad), source(good), edge(bad, good) as node:
+        try:
+            assert await node.read(digest) == DATA
+        except IntegrityError:
+            await node.settled()  # this reader had followed the wrong bytes: it was told, the next is served
+            assert node.files() == []
+            assert await node.read(digest) == DATA
+        await node.settled()
+        assert [name for name in node.files() if not name.startswith("tmp")] == node.files()
+
+
+async def test_a_wrong_byte_never_reaches_the_disk_and_no_reader_gets_the_whole(edge: Edge) -> None:
+    """F17: every source is wrong."""
+    script = Script(acts=[scripted.flipped_at(7)])
+    digest = script.add(DATA)
+    async with source(script), edge(script) as node:
+        reader = node.cache.open(digest, None)
+        had = 0
+        with pytest.raises(IntegrityError):
+            async for piece in reader.read(0, len(DATA)):
+                assert isinstance(piece, FileRegion)
+                had += piece.length
+        reader.close()
+        assert had < len(DATA)
+        await node.settled()
+        assert node.files() == []
+        assert node.cache.disk.ledger.used == 0
+        assert node.cache.peek(digest) is Outcome.FILL_ORIGIN
+
+
+async def test_a_whole_answer_to_a_range_is_aligned_not_appended(edge: Edge) -> None:
+    """F18: the second source ignores Range."""
+    first, second = Script(acts=[scripted.broken_off(400_000)]), Script(acts=[scripted.whole_for_a_range])
+    digest = first.add(DATA)
+    second.add(DATA)
+    async with source(first), source(second), edge(first, second) as node:
+        assert await node.read(digest) == DATA
+    assert [asked.start for asked in second.gets()] == [400_000]
+
+
+async def test_a_lie_in_content_range_is_refused(edge: Edge) -> None:
+    first, second, third = (
+        Script(acts=[scripted.broken_off(400_000)]),
+        Script(acts=[scripted.wrong_content_range]),
+        Script(),
+    )
+    digest = first.add(DATA)
+    second.add(DATA), third.add(DATA)
+    async with source(first), source(second), source(third), edge(first, second, third) as node:
+        assert await node.read(digest) == DATA
+    assert [asked.start for asked in third.gets()] == [400_000]
+
+
+async def test_a_shard_that_no_source_has_is_not_found(edge: Edge) -> None:
+    script = Script()
+    digest = Script().add(DATA)
+    async with source(script), edge(script) as node:
+        with pytest.raises(NotFound):
+            await node.read(digest)
+    assert len(script.gets()) == 1, "asking again does not help"
+
+
+async def test_sources_that_are_all_away_are_tried_twice_and_reported(edge: Edge) -> None:
+    script = Script(acts=[scripted.unavailable])
+    digest = script.add(DATA)
+    async with source(script), edge(script) as node:
+        with pytest.raises(UpstreamError):
+            await node.read(digest)
+    assert len(script.gets()) == 2
+
+
+async def test_budgets_are_never_overshot_and_pinned_shards_stay(edge: Edge) -> None:
+    script = Script()
+    shards = [random.Random(n).randbytes(100_000) for n in range(20)]
+    digests = [script.add(data) for data in shards]
+    async with source(script), edge(script, disk=450_000, memory=0) as node:
+        held = node.cache.open(digests[0], None)
+        await held.size()
+        for digest, data in zip(digests, shards, strict=True):
+            assert await node.read(digest) == data
+            assert node.cache.disk.ledger.used <= 450_000
+        assert digests[0] in node.cache.disk.ledger, "a reader holds it"
+        held.close()
+        await node.settled()
+        assert sum(path.stat().st_size for path in node.folder.rglob("*") if path.is_file()) <= 450_000
+
+
+async def test_a_disk_without_room_means_serving_through(edge: Edge) -> None:
+    script = Script()
+    digest = script.add(DATA)
+    async with source(script), edge(script, disk=1000, memory=1000) as node:
+        assert await node.read(digest) == DATA
+        assert await node.read(digest) == DATA
+        assert node.files() == []
+    assert len(script.gets()) == 2, "nothing was kept, nothing failed"
+
+
+async def test_without_disk_a_shard_is_kept_in_memory(edge: Edge) -> None:
+    script = Script()
+    digest = script.add(DATA)
+    async with source(script), edge(script, disk=0) as node:
+        assert await node.read(digest) == DATA
+        await node.settled()
+        assert node.cache.peek(digest) is Outcome.HIT_MEMORY
+        assert await node.read(digest, 5, 10) == DATA[5:15]
+
+
+async def test_a_disk_that_fills_up_in_the_middle_loses_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F11: ENOSPC while a fill is written; it goes on in memory, and no byte is fetched twice."""
+    import errno
+    import os
+
+    script = Script()
+    digest = script.add(DATA)
+    real, written = os.pwrite, 0
+
+    def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        nonlocal written
+        if written > 300_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = real(descriptor, data[:50_000], offset)  # the kernel may take a part
+        written += done
+        return done
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    async with source(script), edge(script) as node:
+        assert await node.read(digest) == DATA
+        await node.settled()
+        assert node.files() == []
+        assert node.cache.peek(digest) is Outcome.HIT_MEMORY
+    assert len(script.gets()) == 1
+
+
+async def test_a_damaged_file_is_dropped_and_fetched_again(edge: Edge) -> None:
+    """F14, short: a file that is not the size that was committed."""
+    script = Script()
+    digest = script.add(DATA)
+    async with source(script), edge(script, memory=0) as node:
+        await node.read(digest)
+        await node.settled()
+        (path,) = [node.folder / name for name in node.files()]
+        with path.open("r+b") as file:
+            file.truncate(100)
+        assert await node.read(digest) == DATA
+    assert len(script.gets()) == 2
+
+
+async def test_the_disk_cache_is_found_again_and_leftovers_are_not(edge: Edge) -> None:
+    script = Script()
+    digest = script.add(DATA)
+    async with source(script):
+        async with edge(script) as node:
+            await node.read(digest)
+            await node.settled()
+            (node.folder / "tmp" / "leftover.1").write_bytes(b"half a shard")
+            (node.folder / "blobs" / "zz").mkdir()
+        async with edge(script) as again:
+            assert again.cache.peek(digest) is Outcome.HIT_DISK
+            assert await again.read(digest) == DATA
+            assert list((again.folder / "tmp").iterdir()) == []
+    assert len(script.gets()) == 1
