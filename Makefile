@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check bench-hit clean lock
+.PHONY: setup demo test check docs bench-hit clean lock
 
 setup: $(STAMP)
 
@@ -27,12 +27,15 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup
+	$(BIN)/python scripts/reference.py
+
 bench-hit: setup
 	scripts/need nginx wrk
 	$(BIN)/python -m loadtests.bench_hit
 
 # The lock file: exact versions of everything that `setup` installs.
-lock: 
+lock: setup
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 

@@ -1,0 +1,60 @@
+"""Write docs/reference.md from the code: settings, error codes, metrics. ``make docs``; a test holds it in step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import ByteSize
+from pydantic_core import PydanticUndefined
+
+from edge_node.config import EdgeSettings
+from origin.config import OriginSettings
+from router.config import RouterSettings
+from shared.config import ServiceSettings
+from shared.errors import CODES
+from shared.metrics import Metrics
+
+TARGET = Path(__file__).parent.parent / "docs" / "reference.md"
+SERVICES: tuple[type[ServiceSettings], ...] = (RouterSettings, OriginSettings, EdgeSettings)
+
+
+def reference() -> str:
+    """The page."""
+    parts = [
+        "# Reference\n\nMade from the code by `make docs`; do not edit.\n",
+        "## Settings\n\nA table of a TOML file (`--config FILE`), then environment variables, then flags; each later "
+        'one wins. `memory` of the edge is `[edge] memory = "1GiB"`, `NEARSHARD_EDGE_MEMORY=1GiB` or `--memory`.\n',
+    ]
+    for settings in SERVICES:
+        parts.append(f"### {settings.service}\n\n| setting | default | what it is |\n|---|---|---|")
+        for name, field in settings.model_fields.items():
+            parts.append(
+                f"| `{name}` | {_default(field.get_default(call_default_factory=True))} | {field.description} |"
+            )
+        parts.append("")
+    parts.append(
+        "## Errors\n\n`application/problem+json` with these codes (RFC 9457); commands end with the exit code.\n"
+    )
+    parts.append("| code | status | exit | meaning |\n|---|---|---|---|")
+    parts += [f"| `{code}` | {m.status} | {m.exit_code} | {m.title} |" for code, m in CODES.items()]
+    parts.append("\n## Metrics\n\n`GET /metrics` of every service.\n")
+    parts.append("| metric | type | labels | what it counts |\n|---|---|---|---|")
+    for metric in sorted(vars(Metrics()).values(), key=lambda item: getattr(item, "_name", "")):
+        if hasattr(metric, "_documentation"):
+            labels = ", ".join(metric._labelnames)
+            parts.append(f"| `{metric._name}` | {metric._type} | {labels} | {metric._documentation} |")
+    return "\n".join(parts) + "\n"
+
+
+def _default(value: object) -> str:
+    if value is PydanticUndefined or value is None or value in ("", [], {}):
+        return ""
+    if isinstance(value, ByteSize):
+        return f"`{value.human_readable(separator=' ')}`"
+    return f"`{str(value).replace(str(Path.home()), '~')}`"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(reference(), encoding="utf-8")
+    sys.stdout.write(f"{TARGET}\n")

@@ -1,0 +1,13 @@
+"""Docs that are made from the code are in step with it."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_reference_is_made_from_the_code() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "reference.py"))
+    assert (ROOT / "docs" / "reference.md").read_text() == made["reference"](), "run: make docs"
