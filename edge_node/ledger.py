@@ -7,7 +7,7 @@ Eviction picks the entry that was used longest ago and is not pinned; a filling 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -33,11 +33,10 @@ MOVES: Mapping[tuple[State, State], str] = {
 
 @dataclass
 class Entry:
-    """One shard in a tier. ``pins``: readers that use it right now."""
+    """One shard in a tier."""
 
     size: int
     state: State
-    pins: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Ledger:
         self.budget = budget
         self.used = 0
         self._entries: OrderedDict[Digest, Entry] = OrderedDict()
+        self._pins: Counter[Digest] = Counter()
+        """Readers by shard. They outlive an entry that is dropped under them, and hold its successor too."""
 
     def __repr__(self) -> str:
         return f"<Ledger {self.used}/{self.budget} bytes, {len(self._entries)} entries>"
@@ -83,7 +84,7 @@ class Ledger:
         victims: list[Digest] = []
         if need > 0:
             for candidate, entry in self._entries.items():
-                if entry.state is State.READY and not entry.pins:
+                if entry.state is State.READY and candidate not in self._pins:
                     victims.append(candidate)
                     need -= entry.size
                     if need <= 0:
@@ -115,18 +116,19 @@ class Ledger:
     def pin(self, digest: Digest) -> int:
         """Use an entry: it cannot be evicted until ``unpin``. Gives its size; raises KeyError."""
         entry = self._entries[digest]
-        entry.pins += 1
+        self._pins[digest] += 1
         self._entries.move_to_end(digest)
         return entry.size
 
     def unpin(self, digest: Digest) -> None:
-        """No longer in use. An entry that was dropped meanwhile is no matter."""
-        if entry := self._entries.get(digest):
-            entry.pins = max(0, entry.pins - 1)
+        """One reader less. An entry that was dropped meanwhile is no matter."""
+        self._pins[digest] -= 1
+        if self._pins[digest] <= 0:
+            del self._pins[digest]
 
     def statistics(self) -> LedgerStatistics:
         """What is held now."""
-        pinned = sum(entry.size for entry in self._entries.values() if entry.pins)
+        pinned = sum(entry.size for digest, entry in self._entries.items() if digest in self._pins)
         return LedgerStatistics(self.budget, self.used, len(self._entries), pinned)
 
     def _expect(self, digest: Digest, before: State, after: State) -> None:

@@ -5,7 +5,7 @@ Rules, in order:
 * A task pulls in no byte that it does not use: neighbours share a shard only when the same tasks use them.
 * An unchanged tensor keeps its digest: only small tensors (under an eighth of the target) share a shard.
 * No shard is over the limit: a larger tensor is cut into pieces of the target size.
-* The header is a shard of its own: it changes when anything does.
+* The header shares its shard with no tensor: it changes when anything does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def cut_tensors(
 ) -> Iterator[Cut]:
     """The shards of one safetensors file, in order, without holes. ``tasks``: tensor name to its tasks."""
     nobody: Members = frozenset()
-    yield Cut(0, header.data_start, nobody)
+    for position in range(0, header.data_start, limit):
+        yield Cut(position, min(position + limit, header.data_start), nobody)
     start = stop = header.data_start
     shared: Members = nobody
     packing = False

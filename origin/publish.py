@@ -82,6 +82,7 @@ class _Task:
     description: str
     source: str = ""
     header: bytes = b""
+    head: list[Slice] = field(default_factory=list)
     parts: list[tuple[str, Span]] = field(default_factory=list)
     """(file, span) of its tensors' data, in order."""
     hash: Any = field(default_factory=hashlib.sha256)
@@ -119,9 +120,10 @@ async def publish(
     try:
         async with asyncio.TaskGroup() as group:
             for task in tasks:
-                if task.header:
-                    task.hash.update(task.header)
-                    await writer.store(group, task.header)
+                task.hash.update(task.header)
+                for start in range(0, len(task.header), limit):
+                    part = task.header[start : start + limit]
+                    task.head.append(Slice(await writer.store(group, part), 0, len(part)))
             for source in sources:
                 feeds = {task.name: task.hash for task in tasks if not task.source}
                 cuts: AsyncIterator[tuple[bytes, Members]]
@@ -338,9 +340,8 @@ def _finish(task: _Task, files: Mapping[str, Layout]) -> Task:
     if task.source:
         layout = files[task.source]
     else:
-        head = Slice(digest_of(task.header), 0, len(task.header))
         data = (piece for path, span in task.parts for piece in files[path].cut(span))
-        slices = join([head, *data])
+        slices = join([*task.head, *data])
         layout = Layout(sum(piece.length for piece in slices), task.hash.hexdigest(), slices)
     return Task(task.name, layout, task.filename, task.files, task.description)
 

@@ -80,11 +80,11 @@ def parse_header(raw: bytes, file_size: int) -> TensorHeader:
     if raw.count(b"data_offsets") > MAX_TENSORS:
         raise TensorFileError(f"more than {MAX_TENSORS} tensors")
     try:
-        header = json.loads(raw, object_pairs_hook=_unique, parse_constant=_refuse)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise TensorFileError("the header is not valid JSON") from error
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(_is_text(item) for pair in metadata.items() for item in pair):
         raise TensorFileError("__metadata__ is not a map of texts")
     if len(header) > MAX_TENSORS:
         raise TensorFileError(f"more than {MAX_TENSORS} tensors")
@@ -150,6 +150,11 @@ def _entry(name: str, entry: object) -> TensorEntry:
     if (offsets[1] - offsets[0]) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
         raise TensorFileError(f"tensor {name!r} has not the size that its shape and dtype give")
     return TensorEntry(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _is_text(value: object) -> bool:
+    """Text that can be written as UTF-8: JSON escapes can spell half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _naturals(value: object) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
-from urllib.parse import urlsplit
 
 from shared.errors import BadId, RequestError
 from shared.ids import parse_name
@@ -15,6 +15,7 @@ from shared.ring import Ring
 
 MAX_URL = 256
 MAX_WEIGHT = 100
+_URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +40,7 @@ def parse_node(node: str, record: object) -> Node:
     if not isinstance(record, dict):
         raise RequestError("a node record is a map", code="bad_node")
     url, weight = record.get("url"), record.get("weight", 1)
-    if not isinstance(url, str) or len(url) > MAX_URL or not url.isascii() or not url.isprintable():
-        raise RequestError("a node's url is a short text", code="bad_node")
-    try:
-        parts = urlsplit(url)
-        plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        plain = False
-    if not plain or parts.username or parts.path.strip("/") or parts.query or parts.fragment or " " in url:
+    if not isinstance(url, str) or len(url) > MAX_URL or not (match := _URL.fullmatch(url)) or _unusable(match):
         raise RequestError("a node's url is http(s)://host:port", code="bad_node")
     if type(weight) is not int or not 1 <= weight <= MAX_WEIGHT:
         raise RequestError(f"a node's weight is 1 to {MAX_WEIGHT}", code="bad_node")
@@ -54,6 +48,17 @@ def parse_node(node: str, record: object) -> Node:
         return Node(parse_name(node), url.rstrip("/"), parse_name(str(record.get("region"))), weight)
     except BadId as error:
         raise RequestError(str(error), code="bad_node") from error
+
+
+def _unusable(url: re.Match[str]) -> bool:
+    """Whether a URL's port does not exist, or its host is an address that no node has (cloud metadata among them)."""
+    if url[2] and not 0 < int(url[2]) < 1 << 16:
+        return True
+    try:
+        address = ip_address(url[1].strip("[]"))
+    except ValueError:
+        return url[1].startswith("[")
+    return address.is_link_local or address.is_multicast or address.is_unspecified
 
 
 class Snapshot:

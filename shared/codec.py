@@ -1,8 +1,9 @@
 """Strict msgpack and JSON: what a decoder lets through is plain, bounded and unambiguous.
 
 msgpack lets a 64 KiB body claim arrays that take 67 MB, and accepts extension types, duplicate keys and NaN.
-Here arrays and maps have a cap, so a list of more than ``MAX_ARRAY`` items travels as
-``{"pages": [[...], [...]]}``; ``encode`` and ``decode`` do that for every list, so no caller sees it.
+Here arrays and maps have a cap (the library goes 1,024 deep whatever we say, and makes room for what each level
+claims), so a list of more than ``MAX_ARRAY`` items travels as ``{"pages": [[...], [...]]}``, all pages but the last
+full. ``encode`` and ``decode`` do that for every list, so no caller sees it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgpack
 
 from shared.errors import DecodeError
 
-MAX_ARRAY = 4096
+MAX_ARRAY = 512
 MAX_MAP = 256
 MAX_DEPTH = 32
 MAX_JSON = 1 << 20
@@ -66,23 +67,28 @@ def _map(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
 
 def _paged(value: object) -> object:
     if isinstance(value, Mapping):
+        if value.keys() == {_PAGES}:
+            raise ValueError("a map with the one key 'pages' would come back as a list")
         return {key: _paged(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         items = [_paged(item) for item in value]
-        if len(items) > MAX_ARRAY:
-            return {_PAGES: _paged([items[i : i + MAX_ARRAY] for i in range(0, len(items), MAX_ARRAY)])}
-        return items
+        paged: object = items
+        while isinstance(paged, list) and len(paged) > MAX_ARRAY:
+            pages = [paged[i : i + MAX_ARRAY] for i in range(0, len(paged), MAX_ARRAY)]
+            paged = {_PAGES: pages if len(pages) <= MAX_ARRAY else _paged(pages)}
+        return paged
     return value
 
 
 def _joined(value: Any, depth: int) -> Any:
-    if depth > MAX_DEPTH:
+    if isinstance(value, (dict, list)) and depth >= MAX_DEPTH:
         raise DecodeError(f"nested more than {MAX_DEPTH} deep")
     if isinstance(value, dict):
         if value.keys() == {_PAGES}:
             pages = _joined(value[_PAGES], depth + 1)
-            if not isinstance(pages, list) or not all(isinstance(page, list) for page in pages):
-                raise DecodeError("pages that are not lists")
+            full = isinstance(pages, list) and len(pages) > 1 and all(isinstance(page, list) for page in pages)
+            if not full or any(len(page) != MAX_ARRAY for page in pages[:-1]) or not pages[-1]:
+                raise DecodeError("pages that are not full lists")
             return [item for page in pages for item in page]
         return {key: _joined(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
@@ -104,8 +110,8 @@ def decode_json(data: bytes, limit: int = MAX_JSON) -> Any:
     if len(data) > limit:
         raise DecodeError(f"more than {limit} bytes", code="too_large")
     try:
-        value = json.loads(data, object_pairs_hook=_json_map, parse_constant=_refuse)
-        _json_depth(value, 0)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_json_map, parse_constant=_refuse)
+        _check_json(value, 0)
     except DecodeError:
         raise
     except (ValueError, RecursionError) as error:  # also UnicodeDecodeError and integers of 5,000 digits
@@ -124,13 +130,15 @@ def _refuse(_: str) -> NoReturn:
     raise DecodeError("a number that is not finite", code="bad_json")
 
 
-def _json_depth(value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
+def _check_json(value: Any, depth: int) -> None:
+    if isinstance(value, (dict, list)) and depth >= MAX_DEPTH:
         raise DecodeError(f"nested more than {MAX_DEPTH} deep", code="bad_json")
     if isinstance(value, dict):
-        value = list(value.values())
+        value = [*value, *value.values()]
     if isinstance(value, list):
         for item in value:
-            _json_depth(item, depth + 1)
+            _check_json(item, depth + 1)
+    elif isinstance(value, str):
+        value.encode()  # half of a surrogate pair, written as an escape, is no text
     elif isinstance(value, float) and not math.isfinite(value):  # 1e999 parses as infinity
         raise DecodeError("a number that is not finite", code="bad_json")

@@ -143,12 +143,12 @@ def _matches(lines: Sequence[str], etag: str, *, weak: bool) -> bool:
         return True
     position, found = 0, False
     while position < len(text):
+        if text[position] in ", \t":  # empty members of a list are skipped (§5.6.1.2)
+            position += 1
+            continue
         match = _ENTITY_TAG.match(text, position)
-        if not match:
+        if not match or (match.end() < len(text) and text[match.end()] != ","):
             return False
         found = found or (match[2] == etag and (weak or not match[1]))
         position = match.end()
-        if position < len(text) and text[position] != ",":
-            return False
-        position += 1
     return found

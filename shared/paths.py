@@ -15,7 +15,8 @@ from shared.errors import BadId, ManifestInvalid, NotFound
 from shared.ids import TaskId, parse_model, parse_ref_or_revision, parse_task_id
 from shared.manifest import check_path
 
-MAX_TARGET = 2048
+MAX_TARGET = 8000
+"""Characters of a path: the longest that a manifest can hold, each byte escaped, fits in a request line."""
 _RAW = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _HIDDEN_SLASH = re.compile(r"%2f|%5c|%00", re.IGNORECASE)
 
@@ -79,14 +80,16 @@ def decode_path(raw: str) -> str:
         decoded = re.sub(rb"%([0-9A-Fa-f]{2})", lambda m: bytes([int(m[1], 16)]), path.encode()).decode()
     except UnicodeDecodeError:
         raise BadId("a path that is not UTF-8") from None
-    segments = decoded.split("/")
-    if segments[0] or any(s in ("", ".", "..") for s in segments[1:]) or not decoded.isprintable():
+    root, *segments = decoded.split("/")
+    if root or not segments or any(s in ("", ".", "..") for s in segments) or not decoded.isprintable():
         raise BadId("a path with empty, dot or unprintable segments")
     return decoded
 
 
 def parse_path(raw: str) -> ReadPath:
     """What a raw request target asks for. Raises BadId, or NotFound for a path outside the surface."""
+    if raw.partition("?")[0] in ("/shards/", "/blobs/"):
+        raise NotFound("no id")
     _, head, *rest = decode_path(raw).split("/")
     if head == "shards" and rest:
         return TaskPath(parse_task_id("/".join(rest)))

@@ -73,7 +73,7 @@ def decode(data: bytes) -> Plan:
             for shard in wire["shards"]
         }
         return Plan(task_id, parse_digest(wire["revision"]), urls)
-    except (DecodeError, BadId, KeyError, TypeError) as error:
+    except (DecodeError, BadId, KeyError, TypeError, AttributeError) as error:
         raise UpstreamError(f"not a valid plan: {error}") from error
 
 

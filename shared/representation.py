@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -17,6 +16,12 @@ REVALIDATE = "public, no-cache"
 """A ref can move: caches outside ours may keep the answer, but ask before they use it."""
 
 BINARY = "application/octet-stream"
+TYPES = {
+    ".json": "application/json",
+    ".txt": "text/plain",
+    ".md": "text/markdown",
+}
+"""Types by suffix. Everything else is bytes: what a browser would run comes from whoever publishes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,9 @@ def of_path(path: TaskPath | FilePath, manifest: Manifest) -> Representation:
     else:
         layout, ref = manifest.file(path.path), path.ref
         filename = PurePosixPath(path.path).name
-    guessed = mimetypes.guess_type(filename)[0] if not filename.endswith(".safetensors") else None
-    text = guessed in ("text/plain", "application/json", "text/markdown")
     return Representation(
         layout,
-        # Anything a browser would run is sent as bytes: files come from whoever publishes.
-        guessed if guessed and text else BINARY,
+        TYPES.get(PurePosixPath(filename).suffix, BINARY),
         IMMUTABLE if is_revision(ref) else REVALIDATE,
         filename,
         manifest.revision,

