@@ -14,6 +14,7 @@ from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
 from edge_node.fill import Fills
 from edge_node.membership import Membership
+from edge_node.short_path import ShortConnection
 from edge_node.store import DiskTier, MemoryTier
 from edge_node.upstream import Upstreams
 from shared.catalog import Catalog
@@ -22,7 +23,7 @@ from shared.errors import ConfigError
 from shared.metrics import Metrics
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
-from shared.web.server import DRAIN
+from shared.web.server import CONNECTION, DRAIN
 from shared.web.session import make_session
 
 
@@ -31,6 +32,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     metrics = Metrics()
     log = log.bind(node=settings.node)
     rng = random.Random()  # noqa: S311 - jitter, not secrets
+    server = f"nearshard-edge {settings.node}"
     advertised = settings.advertise or url
     session = make_session()
     memory = MemoryTier(settings.memory, metrics)
@@ -59,6 +61,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         region=settings.region,
         url=advertised,
         origins=settings.origin,
+        server=server,
     )
 
     def record() -> dict[str, Any]:
@@ -79,7 +82,8 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         await cache.close()
         await session.close()
 
-    app = make_app(f"nearshard-edge {settings.node}", clock, metrics, log)
+    app = make_app(server, clock, metrics, log)
+    app[CONNECTION] = lambda *server, **options: ShortConnection(delivery.short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
     add_routes(app, delivery, metrics)

@@ -128,17 +128,23 @@ class Cache:
                 return tier.ledger.size(digest)
         return None
 
-    def open(self, digest: Digest, size: int | None) -> Reader:
-        """Open a shard: from memory, from disk, by joining its fill, or by starting one.
-
-        ``size`` from a manifest, or None where only a source can say it.
-        """
+    def open_held(self, digest: Digest) -> MemoryReader | DiskReader | None:
+        """Open a shard that is held whole, from memory or from disk; None for any other."""
         if digest in self.memory:
             self.memory.ledger.pin(digest)
             return MemoryReader(self.memory, digest, self.memory.view(digest))
         if file := self.disk.open(digest):
             self._promote(digest)
             return DiskReader(self.disk, digest, file)
+        return None
+
+    def open(self, digest: Digest, size: int | None) -> Reader:
+        """Open a shard: from memory, from disk, by joining its fill, or by starting one.
+
+        ``size`` from a manifest, or None where only a source can say it.
+        """
+        if held := self.open_held(digest):
+            return held
         fill, outcome = self.fills.get(digest), Outcome.COLLAPSED
         if fill is None:
             fill, outcome = self.fills.start(digest, size), Outcome.FILL_ORIGIN

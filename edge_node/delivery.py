@@ -19,11 +19,13 @@ from typing import Any
 from aiohttp import web
 
 from edge_node.cache import Cache, Reader
+from edge_node.short_path import ShortPath
 from edge_node.upstream import Upstreams
 from shared import plan, representation
 from shared.catalog import Catalog
 from shared.conditional import NotModified, Whole, evaluate
 from shared.digest import Digest, hex_of
+from shared.ids import is_revision
 from shared.layout import Slice
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
@@ -49,13 +51,19 @@ class Delivery:
         region: str,
         url: str,
         origins: list[str],
+        server: str,
     ) -> None:
-        self._cache, self._catalog, self._upstreams, self._metrics = cache, catalog, upstreams, metrics
+        self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
         self.in_flight = 0
         """Requests for bytes being answered: this node's load, in its heartbeats."""
         self._counts = dict.fromkeys(Outcome, 0)
         self._sent = dict.fromkeys(Outcome, 0)
+        self._shown = dict.fromkeys(Outcome, (0, 0))
+        """What the metrics were told of counts and bytes."""
+        self._metrics = metrics
+        metrics.before_render.append(self._tell_metrics)
+        self.short_path = ShortPath(cache, node, server, self._count)
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """Steps 2 to 5 for a task, a file or a shard. Raises RequestError or UpstreamError."""
@@ -78,6 +86,9 @@ class Delivery:
         fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields}
         if isinstance(path, TaskPath):
             fields["Vary"] = "Accept"
+        if is_revision(ref) and request.method == "GET":
+            vary = {"Vary": "Accept"} if isinstance(path, TaskPath) else {}
+            self.short_path.learn(request.raw_path, shown, vary, any_accept=not vary)
         async with aclosing(self._pieces(iter(slices), found.manifest.shards)) as pieces:
             return await send(request, shown, decision, span, pieces, fields)
 
@@ -127,8 +138,12 @@ class Delivery:
     def _count(self, outcome: Outcome, size: int) -> None:
         self._counts[outcome] += 1
         self._sent[outcome] += size
-        self._metrics.outcomes.labels(outcome.value).inc()
-        self._metrics.sent.labels(outcome.value).inc(size)
+
+    def _tell_metrics(self) -> None:
+        for outcome, (count, size) in self._shown.items():
+            self._metrics.outcomes.labels(outcome.value).inc(self._counts[outcome] - count)
+            self._metrics.sent.labels(outcome.value).inc(self._sent[outcome] - size)
+            self._shown[outcome] = self._counts[outcome], self._sent[outcome]
 
     # The rest of the read surface
 

@@ -120,6 +120,10 @@ class Ledger:
         self._entries.move_to_end(digest)
         return entry.size
 
+    def touch(self, digest: Digest) -> None:
+        """Now the most recently used. Raises KeyError."""
+        self._entries.move_to_end(digest)
+
     def unpin(self, digest: Digest) -> None:
         """One reader less. An entry that was dropped meanwhile is no matter."""
         self._pins[digest] -= 1

@@ -45,6 +45,13 @@ class MemoryTier:
     def __contains__(self, digest: Digest) -> bool:
         return digest in self._data
 
+    def peek(self, digest: Digest) -> memoryview | None:
+        """An entry's bytes, for use before the next await; counts as a use of it."""
+        view = self._data.get(digest)
+        if view is not None:
+            self.ledger.touch(digest)
+        return view
+
     def view(self, digest: Digest) -> memoryview:
         """An entry's bytes, pinned by the caller in the ledger. Raises KeyError."""
         return self._data[digest]

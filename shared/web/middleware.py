@@ -63,7 +63,6 @@ def make_app(server: str, clock: Clock, metrics: Metrics, log: FilteringBoundLog
 
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = server
-        response.headers.setdefault("X-Request-Id", request.get(REQUEST_ID, ""))
 
     app = web.Application(middlewares=[_guard(clock, metrics, log)], client_max_size=codec.MAX_JSON)
     app.on_response_prepare.append(stamp)

@@ -13,7 +13,7 @@ from aiohttp import web
 from shared.conditional import Conditions, Decision, NotModified, Partial, evaluate
 from shared.errors import DiskError
 from shared.layout import Span
-from shared.representation import Representation
+from shared.representation import BINARY, Representation
 from shared.web.middleware import BODY_BEGUN
 
 UNIT = 256 << 10
@@ -54,6 +54,24 @@ def decide(request: web.Request, representation: Representation) -> tuple[Decisi
     return decision, decision.span if isinstance(decision, Partial) else representation.layout.whole
 
 
+def fields_of(
+    representation: Representation, decision: Decision, span: Span, fields: Mapping[str, str]
+) -> tuple[int, dict[str, str]]:
+    """Status and fields of an answer with ``span`` of a representation. Pure; the same on every path."""
+    headers = {**representation.headers(), **fields}
+    if isinstance(decision, NotModified):
+        return 304, headers
+    headers["Content-Type"] = representation.content_type
+    headers["X-Content-Type-Options"] = "nosniff"
+    if representation.filename and representation.content_type == BINARY:
+        name = representation.filename.encode("ascii", "ignore").decode().replace('"', "")
+        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    if isinstance(decision, Partial):
+        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{representation.layout.size}"
+    headers["Content-Length"] = str(span.length)
+    return 206 if isinstance(decision, Partial) else 200, headers
+
+
 async def send(
     request: web.Request,
     representation: Representation,
@@ -67,26 +85,13 @@ async def send(
     ``pieces`` is left unread for HEAD and 304. An error before the first piece is an answer of its own; after
     it, whatever ``pieces`` raises ends the connection (``shared.web.middleware``).
     """
-    headers = {**representation.headers(), **fields}
-    if isinstance(decision, NotModified):
-        return web.Response(status=304, headers=headers)
-    headers["Content-Type"] = representation.content_type
-    headers["X-Content-Type-Options"] = "nosniff"
-    if representation.filename and representation.content_type == "application/octet-stream":
-        name = representation.filename.encode("ascii", "ignore").decode().replace('"', "")
-        headers["Content-Disposition"] = f'attachment; filename="{name}"'
-    status = 200
-    if isinstance(decision, Partial):
-        status = 206
-        headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{representation.layout.size}"
-    if request.method == "HEAD":
-        headers["Content-Length"] = str(span.length)
+    status, headers = fields_of(representation, decision, span, fields)
+    if isinstance(decision, NotModified) or request.method == "HEAD":
         return web.Response(status=status, headers=headers)
     if span.length <= SMALL:
         return web.Response(status=status, headers=headers, body=await _collect(pieces))
     first = await anext(pieces)
     response = web.StreamResponse(status=status, headers=headers)
-    response.content_length = span.length
     request[BODY_BEGUN] = response
     await response.prepare(request)
     await _send_piece(request, response, first)

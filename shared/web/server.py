@@ -52,17 +52,25 @@ class Connection(RequestHandler):
         return response
 
 
+CONNECTION: web.AppKey[Callable[..., Connection]] = web.AppKey("connection")
+"""What a service makes its connections with, where ``Connection`` is not enough."""
+
+
 class _Server(web.Server):
+    make: Callable[..., Connection]
+
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return self.make(self, loop=self._loop, **self._kwargs)
 
 
 class Runner(web.AppRunner):
-    """An AppRunner whose connections are ``Connection``s."""
+    """An AppRunner whose connections are ``Connection``s, or what the service says."""
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = _Server
+        assert isinstance(server, _Server)
+        server.make = self.app.get(CONNECTION, Connection)
         return server
 
 

@@ -1,0 +1,402 @@
+"""The short path: plain cache hits, answered before the HTTP library sees them.
+
+aiohttp spends some 300 microseconds a request on what a plain hit does not need. So the connection handler looks at
+what arrives first: where it is exactly one complete, plain GET for something immutable that is held whole in memory
+or on disk, the answer is written here, with the same bytes that the long path would send. Everything else goes to
+aiohttp untouched: other methods and fields, ranges, refs, misses, pipelined or half-received requests.
+
+1. plain?     one request, one line each for a handful of harmless fields, nothing unusual in any of them
+2. known?     ``/blobs/<digest>``, or a path of a pinned revision that the long path has answered before
+3. held?      every slice is in memory or on disk now; they are opened (pinned) with no await in between
+4. send       small bodies with their head in one write; the rest by sendfile on a duplicate of the socket, which the
+              event loop can watch (its own descriptor belongs to the transport)
+
+While an answer is being sent, what else arrives on the connection waits its turn in ``_held_back``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+
+from edge_node.cache import Cache, DiskReader, MemoryReader
+from shared.conditional import Conditions, NotModified, Whole, evaluate
+from shared.digest import parse_digest
+from shared.errors import BadId
+from shared.layout import Slice
+from shared.outcome import Outcome, cache_status, dearest
+from shared.representation import Representation, of_blob
+from shared.web.send import SMALL, STALL, fields_of
+from shared.web.server import Connection
+
+MAX_REQUEST = 4096
+"""Bytes of a request that is still plain."""
+MAX_HELD_BACK = 64 << 10
+"""Bytes that may arrive while an answer is being sent; then reading stops."""
+BLOCKS = 1_000
+"""Blocks of fields kept with what they mean."""
+KNOWN = 20_000
+"""Paths kept with their fields."""
+TURN = 4 << 20
+"""Bytes sent for one connection before others get their turn."""
+LEAST = 10_000 * int(STALL)
+"""Bytes that a client must take in STALL seconds: 10 KB/s."""
+_REQUEST_LINE = re.compile(rb"GET (/[!-~]+) HTTP/1\.1")
+_FIELD = re.compile(rb"([A-Za-z-]+):[ \t]*([ -~]*?)[ \t]*")
+_PLAIN = {b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection", b"if-none-match"}
+_BLOBS = b"/blobs/"
+
+
+@dataclass(slots=True)
+class Known:
+    """Something immutable that can be answered here, once its slices are held."""
+
+    shown: Representation
+    slices: tuple[Slice, ...]
+    fields: Mapping[str, str]
+    """Fields beside those of the representation (Vary)."""
+    any_accept: bool
+    """Whether Accept makes no difference to it."""
+    heads: dict[Outcome | None, bytes] = field(default_factory=dict)
+    """Status line and fields of a 200, up to the date, by outcome."""
+    heads_304: dict[Outcome | None, bytes] = field(default_factory=dict)
+    """The same of a 304."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFields:
+    """What matters in the fields of a plain request."""
+
+    accept: bytes
+    if_none_match: bytes
+
+
+def parse_line(data: bytes) -> tuple[bytes, bytes] | None:
+    """The target, and the block of fields, of the one plain GET that ``data`` is, whole.
+
+    None for everything else, which is left to aiohttp to judge.
+    """
+    if len(data) > MAX_REQUEST or not data.endswith(b"\r\n\r\n"):
+        return None
+    line, _, block = data.partition(b"\r\n")
+    request = _REQUEST_LINE.fullmatch(line)
+    return (request[1], block) if request else None
+
+
+def parse_fields(block: bytes) -> PlainFields | None:
+    """The fields of a plain request, from its block with the empty line at its end; None if it is not plain."""
+    fields: dict[bytes, bytes] = {}
+    for line in block[:-4].split(b"\r\n"):
+        match = _FIELD.fullmatch(line)
+        if match is None:
+            return None
+        name = match[1].lower()
+        if name not in _PLAIN or name in fields:
+            return None
+        fields[name] = match[2]
+    if not fields.get(b"host") or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
+        return None
+    return PlainFields(fields.get(b"accept", b"*/*"), fields.get(b"if-none-match", b""))
+
+
+_NOT_PLAIN = PlainFields(b"", b"")
+
+
+class ShortPath:
+    """What a node can answer without aiohttp: shared by its connections."""
+
+    def __init__(self, cache: Cache, node: str, server: str, count: Callable[[Outcome, int], None]) -> None:
+        """``count`` is told of each slice that was sent: how it was had, and its bytes."""
+        self.cache, self.count = cache, count
+        self._node = node
+        self._end = f"\r\nServer: {server}\r\n\r\n".encode()
+        self._known: OrderedDict[bytes, Known] = OrderedDict()
+        self._blocks: dict[bytes, PlainFields] = {}
+
+    def learn(self, target: str, shown: Representation, fields: Mapping[str, str], *, any_accept: bool) -> None:
+        """The long path has answered ``target``, which will never mean anything else."""
+        known = Known(shown, tuple(shown.layout.cut(shown.layout.whole)), fields, any_accept)
+        self._remember(target.encode(), known)
+
+    def plain(self, data: bytes) -> tuple[bytes, PlainFields] | None:
+        """The plain request that ``data`` is. A client sends the same fields each time: they are parsed once."""
+        line = parse_line(data)
+        if line is None:
+            return None
+        target, block = line
+        if (fields := self._blocks.get(block)) is None:
+            if len(self._blocks) >= BLOCKS:
+                self._blocks.clear()
+            fields = self._blocks[block] = parse_fields(block) or _NOT_PLAIN
+        return None if fields is _NOT_PLAIN else (target, fields)
+
+    def find(self, target: bytes, fields: PlainFields) -> Known | None:
+        """What a request asks for, where it can be answered here."""
+        known = self._known.get(target)
+        if known is None and target.startswith(_BLOBS):
+            known = self._blob(target)
+        return known if known and (known.any_accept or fields.accept == b"*/*") else None
+
+    def small(self, known: Known) -> bytes | None:
+        """The whole answer, where the body is small and in memory; it is written at once, so nothing is pinned."""
+        if known.shown.layout.size > SMALL:
+            return None
+        parts = []
+        for piece in known.slices:
+            view = self.cache.memory.peek(piece.digest)
+            if view is None:
+                return None
+            parts.append(view[piece.offset : piece.offset + piece.length])
+        for part in parts:
+            self.count(Outcome.HIT_MEMORY, len(part))
+        return b"".join((self.head(known, Whole(), Outcome.HIT_MEMORY), *parts))
+
+    def open(self, known: Known) -> list[Held] | None:
+        """Every slice, pinned; None (and nothing pinned) where one is not held whole right now."""
+        opened: list[Held] = []
+        for piece in known.slices:
+            reader = self.cache.open_held(piece.digest)
+            if reader is None:
+                for held in opened:
+                    held.reader.close()
+                return None
+            opened.append(Held(piece, reader))
+        return opened
+
+    def head(self, known: Known, decision: Whole | NotModified, outcome: Outcome | None) -> bytes:
+        """Status line and fields, as the long path has them."""
+        heads = known.heads if isinstance(decision, Whole) else known.heads_304
+        head = heads.get(outcome)
+        if head is None:
+            stamp = {"Cache-Status": cache_status(self._node, outcome)} if outcome else {}
+            whole = known.shown.layout.whole
+            status, fields = fields_of(known.shown, decision, whole, {**stamp, **known.fields})
+            lines = [f"HTTP/1.1 {status} {'OK' if status == 200 else 'Not Modified'}"]
+            lines += [f"{name}: {value}" for name, value in fields.items()]
+            head = heads[outcome] = "\r\n".join([*lines, "Date: "]).encode()
+        return head + rfc822_formatted_time().encode() + self._end
+
+    def _blob(self, target: bytes) -> Known | None:
+        try:
+            digest = parse_digest(target[len(_BLOBS) :].decode())
+        except BadId:
+            return None
+        size = self.cache.known_size(digest)
+        if size is None:
+            return None
+        shown = of_blob(digest, size)
+        known = Known(shown, shown.layout.slices, {}, any_accept=True)
+        self._remember(target, known)
+        return known
+
+    def _remember(self, target: bytes, known: Known) -> None:
+        self._known[target] = known
+        while len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An open slice."""
+
+    piece: Slice
+    reader: MemoryReader | DiskReader
+
+
+class ShortConnection(Connection):
+    """A client connection whose plain hits are answered here."""
+
+    __slots__ = ("_clean", "_held_back", "_path", "_sending", "_socket")
+
+    def __init__(self, path: ShortPath, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._path = path
+        self._sending: _Sending | None = None
+        self._held_back = b""
+        self._clean = True
+        """Whether aiohttp's parser is between two requests, as far as can be told from here."""
+        self._socket: socket.socket | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Answer a plain hit, or give the bytes to aiohttp."""
+        if self._sending is not None:
+            self._hold_back(data)
+            return
+        plain = self._path.plain(data)
+        if plain is not None and self._clean and self._idle() and self._answer(*plain):
+            return
+        # A request that came whole leaves the parser between two requests; after any other, it is never sure.
+        self._clean = self._clean and plain is not None
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The client is gone: let go of everything."""
+        if self._sending is not None:
+            self._sending.stop()
+            self._sending = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        super().connection_lost(exc)
+
+    def _process_keepalive(self) -> None:
+        """aiohttp's timer for idle connections: one that is being sent to is not idle."""
+        if self._sending is not None:
+            self._wait_for_next()
+        super()._process_keepalive()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """Let an answer that is being sent end, within ``timeout``, before the connection is closed."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending.done], timeout=timeout)
+        await super().shutdown(timeout)
+
+    def _idle(self) -> bool:
+        """Whether aiohttp has nothing to do on this connection."""
+        return not (self._messages or self._current_request or self._request_in_progress or self._force_close)
+
+    def _answer(self, target: bytes, fields: PlainFields) -> bool:
+        """Steps 2 to 4. False where the request is not for here; nothing has happened then."""
+        path, transport = self._path, self.transport
+        known = path.find(target, fields)
+        if known is None or transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        if fields.if_none_match:
+            asked = Conditions("GET", if_none_match=(fields.if_none_match.decode(),))
+            decision = evaluate(asked, known.shown.etag, None)
+            if isinstance(decision, NotModified):
+                return self._not_modified(known)
+        if answer := path.small(known):
+            transport.write(answer)
+            self._wait_for_next()
+            return True
+        opened = path.open(known)
+        if opened is None:
+            return False
+        outcome = dearest([held.reader.outcome for held in opened])
+        head = path.head(known, Whole(), outcome)
+        if self._socket is None:
+            self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        self._sending = _Sending(self, path, self._socket, head, opened)
+        self._sending.go_on()
+        return True
+
+    def _not_modified(self, known: Known) -> bool:
+        assert self.transport is not None
+        outcome = Outcome.HIT_MEMORY if known.shown.revision else None  # as the long path: a shard needs no look-up
+        self.transport.write(self._path.head(known, NotModified(), outcome))
+        self._wait_for_next()
+        return True
+
+    def sent(self) -> None:
+        """An answer is out: take what arrived meanwhile."""
+        self._sending = None
+        self._wait_for_next()
+        data, self._held_back = self._held_back, b""
+        if self.transport is not None:
+            self.transport.resume_reading()
+            if data:
+                self.data_received(data)
+
+    def _hold_back(self, data: bytes) -> None:
+        self._held_back += data
+        if len(self._held_back) > MAX_HELD_BACK and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _wait_for_next(self) -> None:
+        """The time that an idle connection has begins anew."""
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+
+class _Sending:
+    """One answer on its way out: its head, then its slices, as fast as the client takes them."""
+
+    def __init__(
+        self, connection: ShortConnection, path: ShortPath, sock: socket.socket, head: bytes, opened: list[Held]
+    ) -> None:
+        self._connection, self._path, self._socket = connection, path, sock
+        self._head = memoryview(head)
+        self._waiting = deque(opened)
+        self._offset = 0
+        """Bytes of the first waiting slice that are sent."""
+        self._taken = 0
+        self._loop = asyncio.get_running_loop()
+        self._watched = False
+        self._deadline = self._loop.call_later(STALL, self._check, 0)
+        self.done: asyncio.Future[None] = self._loop.create_future()
+
+    def go_on(self) -> None:
+        """Send until the socket takes no more, or others should have their turn."""
+        left = TURN
+        try:
+            while self._head:
+                sent = self._socket.send(self._head, socket.MSG_MORE)
+                self._head = self._head[sent:]
+            while self._waiting and left > 0:
+                left -= self._send_some(self._waiting[0], left)
+        except BlockingIOError:
+            self._watch()
+            return
+        except OSError:
+            self._abort()  # the client is gone, or the file is not what it was
+            return
+        if self._waiting:
+            self._watch()  # it can be written to, so the loop comes back after the others
+            return
+        self.stop()
+        self._connection.sent()
+
+    def stop(self) -> None:
+        """Let go of the slices and of the loop's attention."""
+        self._deadline.cancel()
+        if self._watched:
+            self._loop.remove_writer(self._socket.fileno())
+        for held in self._waiting:
+            held.reader.close()
+        self._waiting.clear()
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _send_some(self, held: Held, limit: int) -> int:
+        piece = held.piece
+        offset, size = piece.offset + self._offset, min(piece.length - self._offset, limit)
+        if isinstance(held.reader, MemoryReader):
+            sent = self._socket.send(held.reader.view[offset : offset + size])
+        else:
+            sent = os.sendfile(self._socket.fileno(), held.reader.file.fileno(), offset, size)
+            if not sent:
+                raise OSError("a cached file is shorter than it was")
+        self._taken += sent
+        self._offset += sent
+        if self._offset == piece.length:
+            self._waiting.popleft()
+            self._offset = 0
+            held.reader.close()
+            self._path.count(held.reader.outcome, piece.length)
+        return sent
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._loop.add_writer(self._socket.fileno(), self.go_on)
+
+    def _check(self, taken: int) -> None:
+        """Every STALL seconds: a client that took almost nothing is cut off."""
+        if self._taken - taken < LEAST:
+            self._abort()
+        else:
+            self._deadline = self._loop.call_later(STALL, self._check, self._taken)
+
+    def _abort(self) -> None:
+        self.stop()
+        if self._connection.transport is not None:
+            self._connection.transport.abort()
