@@ -14,6 +14,7 @@ from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
 from edge_node.fill import Fills
 from edge_node.membership import Membership
+from edge_node.peers import Peers
 from edge_node.short_path import ShortConnection
 from edge_node.store import DiskTier, MemoryTier
 from edge_node.upstream import Upstreams
@@ -42,11 +43,14 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     except OSError as error:
         raise ConfigError(f"edge.data: {settings.data} cannot be used: {error}") from error
     log.info("disk cache taken up", entries=entries, bytes=disk.ledger.used, directory=str(settings.data))
-    upstreams = Upstreams(session, settings.origin, clock, metrics)
+    peers = Peers(settings.node, settings.replicas)
+    upstreams = Upstreams(
+        session, settings.origin, clock, metrics, parents=settings.parent, peers=peers, node=settings.node
+    )
     cache = Cache(memory, disk, Fills(memory, disk, upstreams, clock, rng, metrics, log))
     catalog = Catalog(
         session,
-        settings.origin,
+        [*settings.parent, *settings.origin],
         clock,
         settings.node,
         lifetime=settings.ref_lifetime,
@@ -72,7 +76,18 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
             "in_flight": delivery.in_flight,
         }
 
-    membership = Membership(session, settings.router, settings.node, record, settings.heartbeat, clock, rng, log)
+    membership = Membership(
+        session,
+        settings.router,
+        settings.node,
+        record,
+        settings.heartbeat,
+        clock,
+        rng,
+        log,
+        region=settings.region,
+        peers=peers,
+    )
 
     async def live(_: web.Application) -> AsyncIterator[None]:
         membership.start()

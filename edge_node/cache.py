@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from edge_node.fill import Fill, Fills
+from edge_node.ledger import State
 from edge_node.store import DiskTier, MemoryTier
 from shared.digest import Digest
 from shared.errors import NearshardError
@@ -26,7 +27,10 @@ PROMOTE = 8
 class Reader(Protocol):
     """An open shard. ``close`` when done, exactly once."""
 
-    outcome: Outcome
+    @property
+    def outcome(self) -> Outcome:
+        """How the shard is had."""
+        ...
 
     async def size(self) -> int:
         """Bytes of the whole shard; raises as ``read``."""
@@ -88,10 +92,15 @@ class DiskReader:
 
 @dataclass
 class FillReader:
-    """A shard that is being fetched."""
+    """A shard that is being fetched; ``joined``: by somebody else's request."""
 
     fill: Fill
-    outcome: Outcome
+    joined: bool
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the shard is had."""
+        return Outcome.COLLAPSED if self.joined else self.fill.outcome
 
     async def size(self) -> int:
         """As the first source that answers says."""
@@ -113,13 +122,15 @@ class Cache:
         self.memory, self.disk, self.fills = memory, disk, fills
         self._promotions: set[asyncio.Task[None]] = set()
 
-    def peek(self, digest: Digest) -> Outcome:
+    def peek(self, digest: Digest, *, from_above: bool = False) -> Outcome:
         """How a read of this shard would be served now."""
         if digest in self.memory:
             return Outcome.HIT_MEMORY
         if digest in self.disk.ledger:
             return Outcome.HIT_DISK
-        return Outcome.COLLAPSED if self.fills.get(digest) else Outcome.FILL_ORIGIN
+        if self.fills.get(digest, from_above=from_above):
+            return Outcome.COLLAPSED
+        return self.fills.predict(digest, from_above=from_above)
 
     def known_size(self, digest: Digest) -> int | None:
         """Bytes of a shard that is held."""
@@ -138,18 +149,19 @@ class Cache:
             return DiskReader(self.disk, digest, file)
         return None
 
-    def open(self, digest: Digest, size: int | None) -> Reader:
+    def open(self, digest: Digest, size: int | None, *, from_above: bool = False) -> Reader:
         """Open a shard: from memory, from disk, by joining its fill, or by starting one.
 
-        ``size`` from a manifest, or None where only a source can say it.
+        ``size`` from a manifest, or None where only a source can say it. ``from_above``: for a peer.
         """
         if held := self.open_held(digest):
             return held
-        fill, outcome = self.fills.get(digest), Outcome.COLLAPSED
+        fill = self.fills.get(digest, from_above=from_above)
+        joined = fill is not None
         if fill is None:
-            fill, outcome = self.fills.start(digest, size), Outcome.FILL_ORIGIN
+            fill = self.fills.start(digest, size, from_above=from_above)
         fill.join()
-        return FillReader(fill, outcome)
+        return FillReader(fill, joined)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -161,7 +173,7 @@ class Cache:
         size = self.disk.ledger.size(digest)
         if size > self.memory.ledger.budget // PROMOTE or digest in self.memory:
             return
-        if self.memory.ledger.state(digest).value != "absent" or not self.memory.reserve(digest, size):
+        if self.memory.ledger.state(digest) is not State.ABSENT or not self.memory.reserve(digest, size):
             return
         file = self.disk.open(digest)
         if file is None:

@@ -22,6 +22,8 @@ class EdgeSettings(ServiceSettings):
     origin: list[HttpUrl] = Field(
         default_factory=lambda: ["http://127.0.0.1:8710"], description="Origins to fill from, best first."
     )
+    parent: list[HttpUrl] = Field(default_factory=list, description="Edges of a parent region, asked before origins.")
+    replicas: int = Field(1, ge=1, le=8, description="Nodes of the region that keep each shard on disk.")
     router: list[HttpUrl] = Field(default_factory=list, description="Routers to send heartbeats to.")
     node: Name = Field("edge", description="This node's name; unique among the nodes of a router.")
     region: Name = Field("default", description="The region this node is in.")

@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from edge_node.cache import Cache, Reader
+from edge_node.peers import HOP
 from edge_node.short_path import ShortPath
 from edge_node.upstream import Upstreams
 from shared import plan, representation
@@ -82,14 +83,16 @@ class Delivery:
         shown = representation.of_path(path, found.manifest)
         decision, span = decide(request, shown)
         slices = [] if isinstance(decision, NotModified) else list(shown.layout.cut(span))
-        outcome = dearest([self._cache.peek(piece.digest) for piece in slices] or [Outcome.HIT_MEMORY])
+        above = HOP in request.headers
+        outcomes = [self._cache.peek(piece.digest, from_above=above) for piece in slices]
+        outcome = dearest(outcomes or [Outcome.HIT_MEMORY])
         fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields}
         if isinstance(path, TaskPath):
             fields["Vary"] = "Accept"
         if is_revision(ref) and request.method == "GET":
             vary = {"Vary": "Accept"} if isinstance(path, TaskPath) else {}
             self.short_path.learn(request.raw_path, shown, vary, any_accept=not vary)
-        async with aclosing(self._pieces(iter(slices), found.manifest.shards)) as pieces:
+        async with aclosing(self._pieces(iter(slices), found.manifest.shards, from_above=above)) as pieces:
             return await send(request, shown, decision, span, pieces, fields)
 
     async def _blob(self, request: web.Request, digest: Digest) -> web.StreamResponse:
@@ -97,11 +100,12 @@ class Delivery:
         if isinstance(evaluate(conditions(request), hex_of(digest), None), NotModified):
             shown = representation.of_blob(digest, 0)  # whoever has the digest has the bytes: nothing to look up
             return await send(request, shown, NotModified(), shown.layout.whole, _nothing(), {})
-        held = self._cache.known_size(digest) is not None or self._cache.fills.get(digest)
+        above = HOP in request.headers
+        held = self._cache.known_size(digest) is not None or self._cache.fills.get(digest, from_above=above)
         if request.method == "HEAD" and not held:
             shown = representation.of_blob(digest, await self._upstreams.blob_size(digest))
             return await send(request, shown, Whole(), shown.layout.whole, _nothing(), {})
-        reader = self._cache.open(digest, None)
+        reader = self._cache.open(digest, None, from_above=above)
         try:
             shown = representation.of_blob(digest, await reader.size())
             decision, span = decide(request, shown)
@@ -111,13 +115,16 @@ class Delivery:
         finally:
             reader.close()
 
-    async def _pieces(self, slices: Iterator[Slice], sizes: Mapping[Digest, int]) -> AsyncGenerator[Piece]:
+    async def _pieces(
+        self, slices: Iterator[Slice], sizes: Mapping[Digest, int], *, from_above: bool
+    ) -> AsyncGenerator[Piece]:
         """The bytes of ``slices`` in order, with up to AHEAD of them open."""
         window: deque[tuple[Slice, Reader]] = deque()
         try:
             while True:
                 while len(window) < AHEAD and (piece := next(slices, None)):
-                    window.append((piece, self._cache.open(piece.digest, sizes[piece.digest])))
+                    reader = self._cache.open(piece.digest, sizes[piece.digest], from_above=from_above)
+                    window.append((piece, reader))
                 if not window:
                     return
                 piece, reader = window[0]
@@ -169,9 +176,11 @@ class Delivery:
             "url": self._url,
             "in_flight": self.in_flight,
             "fills": len(self._cache.fills),
+            "peers": len(self._upstreams.peers),
             "memory": vars(self._cache.memory.ledger.statistics()),
             "disk": vars(self._cache.disk.ledger.statistics()),
-            "upstream_bytes": self._upstreams.received,
+            "upstream_bytes": self._upstreams.received.total() - self._upstreams.received[Outcome.FILL_PEER],
+            "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }

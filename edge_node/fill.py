@@ -37,11 +37,14 @@ OVERFLOW = 2
 class Fill:
     """One fill under way. Made by ``Fills`` only."""
 
-    def __init__(self, fills: Fills, digest: Digest, size: int | None) -> None:
+    def __init__(self, fills: Fills, digest: Digest, size: int | None, *, from_above: bool) -> None:
         self.digest = digest
+        self.from_above = from_above
+        """Whether a peer asked for it: then no peer is asked."""
         self.size = size
         """Bytes of the shard; None until a source has said it."""
-        self.outcome = Outcome.FILL_ORIGIN
+        self.outcome = fills.predict(digest, from_above=from_above)
+        """Where it comes from: at first as the order of the sources has it, then as it was."""
         self.verified = False
         self.error: NearshardError | None = None
         self._fills = fills
@@ -128,7 +131,7 @@ class Fill:
             if attempt:
                 await self._fills.clock.sleep(BACKOFF * (1 + self._fills.random.random()))
             missing = True
-            for source in self._fills.upstreams.ordered():
+            for source in self._fills.upstreams.ordered(self.digest, from_above=self.from_above):
                 try:
                     await self._take(source)
                     self._fills.upstreams.worked(source)
@@ -168,8 +171,10 @@ class Fill:
             raise IntegrityError(f"{source.url} sent bytes that are not {self.digest}")
 
     async def _admit(self, size: int) -> Buffer:
-        """A place for the bytes: disk, else memory."""
-        return self._fills.disk.begin(self.digest, size) or await self._in_memory(size)
+        """A place for the bytes: disk where this node owns the shard, else memory."""
+        if self._fills.upstreams.owned(self.digest) and (buffer := self._fills.disk.begin(self.digest, size)):
+            return buffer
+        return await self._in_memory(size)
 
     async def _in_memory(self, size: int) -> MemoryBuffer:
         """A place in the memory tier, else one of a few places outside every budget."""
@@ -227,7 +232,7 @@ class Fill:
 
 
 class Fills:
-    """The fills of a node: one per shard. Owns their tasks."""
+    """The fills of a node: one a shard (a second one where peers with different rings ask). Owns their tasks."""
 
     def __init__(
         self,
@@ -242,19 +247,26 @@ class Fills:
         self.memory, self.disk, self.upstreams = memory, disk, upstreams
         self.clock, self.random, self.metrics, self.log = clock, rng, metrics, log
         self.overflow = asyncio.Semaphore(OVERFLOW)
-        self._under_way: dict[Digest, Fill] = {}
+        self._under_way: dict[tuple[Digest, bool], Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def get(self, digest: Digest) -> Fill | None:
-        """The fill of a shard that is under way."""
-        return self._under_way.get(digest)
+    def get(self, digest: Digest, *, from_above: bool) -> Fill | None:
+        """The fill of a shard that is under way. A peer must not join one that may wait on a peer."""
+        above = self._under_way.get((digest, True))
+        return above if above or from_above else self._under_way.get((digest, False))
 
-    def start(self, digest: Digest, size: int | None) -> Fill:
+    def predict(self, digest: Digest, *, from_above: bool) -> Outcome:
+        """Where a fill would come from, if all goes well."""
+        ordered = self.upstreams.ordered(digest, from_above=from_above)
+        return ordered[0].outcome if ordered else Outcome.FILL_ORIGIN
+
+    def start(self, digest: Digest, size: int | None, *, from_above: bool) -> Fill:
         """Begin a fill of a shard that has none. ``size`` in bytes where it is known."""
-        fill = self._under_way[digest] = Fill(self, digest, size)
+        fill = Fill(self, digest, size, from_above=from_above)
+        self._under_way[digest, from_above] = fill
         task = asyncio.create_task(fill.run(), name=f"fill {digest[:19]}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -262,8 +274,7 @@ class Fills:
 
     def ended(self, fill: Fill) -> None:
         """A fill is over: whoever asks next finds the shard in a tier, or starts another."""
-        if self._under_way.get(fill.digest) is fill:
-            del self._under_way[fill.digest]
+        del self._under_way[fill.digest, fill.from_above]
 
     async def close(self) -> None:
         """End every fill; their readers are told."""

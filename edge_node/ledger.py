@@ -2,13 +2,18 @@
 
 An entry's life is the table ``MOVES``; any other move is a bug and raises. Room is taken at admission, before
 the first byte is written, so a tier never holds more than its budget: fills are counted like entries.
-Eviction picks the entry that was used longest ago and is not pinned; a filling entry is never picked.
+
+Eviction is segmented LRU (Karedla, Love and Wherry, 1994): an entry begins on probation, and its first use after
+that protects it. Room is made from what is on probation, oldest use first, then from what is protected; so
+reading a large model once flushes nothing that is used again and again. The protected part has a share of the
+budget; what falls out of it is on probation again. Entries that the operator favours go after all others. What is
+read, kept on purpose, or being filled is never picked.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,12 +36,16 @@ MOVES: Mapping[tuple[State, State], str] = {
 }
 
 
+PROTECTED = 0.8
+"""The share of the budget that protected entries may take."""
+
+
 @dataclass
 class Entry:
-    """One shard in a tier."""
+    """One shard in a tier. ``favoured``: evicted after all that are not."""
 
     size: int
-    state: State
+    favoured: bool
 
 
 @dataclass(frozen=True)
@@ -50,79 +59,99 @@ class LedgerStatistics:
 
 
 class Ledger:
-    """Least-recently-used accounting by bytes."""
+    """Segmented least-recently-used accounting by bytes."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
-        self._entries: OrderedDict[Digest, Entry] = OrderedDict()
+        self.kept: frozenset[Digest] = frozenset()
+        """Shards that the operator keeps: never evicted."""
+        self._filling: dict[Digest, Entry] = {}
+        self._probation: OrderedDict[Digest, Entry] = OrderedDict()
+        self._protected: OrderedDict[Digest, Entry] = OrderedDict()
+        self._protected_bytes = 0
         self._pins: Counter[Digest] = Counter()
         """Readers by shard. They outlive an entry that is dropped under them, and hold its successor too."""
 
     def __repr__(self) -> str:
-        return f"<Ledger {self.used}/{self.budget} bytes, {len(self._entries)} entries>"
+        return f"<Ledger {self.used}/{self.budget} bytes, {self.statistics().entries} entries>"
 
     def __contains__(self, digest: Digest) -> bool:
-        return self.state(digest) is State.READY
+        return digest in self._protected or digest in self._probation
+
+    def __iter__(self) -> Iterator[Digest]:
+        """Entries that are READY, the next to be evicted first."""
+        return iter([*self._probation, *self._protected])
 
     def state(self, digest: Digest) -> State:
         """Where an entry is in its life."""
-        entry = self._entries.get(digest)
-        return entry.state if entry else State.ABSENT
+        if digest in self:
+            return State.READY
+        return State.FILLING if digest in self._filling else State.ABSENT
 
     def size(self, digest: Digest) -> int:
         """Bytes of an entry that is there. Raises KeyError."""
-        return self._entries[digest].size
+        return self._find(digest).size
 
-    def reserve(self, digest: Digest, size: int) -> list[Digest] | None:
+    def reserve(self, digest: Digest, size: int, *, favoured: bool = False) -> list[Digest] | None:
         """Room for a fill: the entries that were evicted for it (the caller drops their bytes now).
 
         None where it does not fit, and then nothing was evicted.
         """
         self._expect(digest, State.ABSENT, State.FILLING)
-        need = self.used + size - self.budget
-        victims: list[Digest] = []
-        if need > 0:
-            for candidate, entry in self._entries.items():
-                if entry.state is State.READY and candidate not in self._pins:
-                    victims.append(candidate)
-                    need -= entry.size
-                    if need <= 0:
-                        break
-            if need > 0:
-                return None
+        victims = self._victims(self.used + size - self.budget)
+        if victims is None:
+            return None
         for victim in victims:
             self.drop(victim)
-        self._entries[digest] = Entry(size, State.FILLING)
+        self._filling[digest] = Entry(size, favoured)
         self.used += size
         return victims
 
     def commit(self, digest: Digest) -> None:
-        """The fill is complete and verified; now the most recently used."""
+        """The fill is complete and verified; on probation, and the last to go there."""
         self._expect(digest, State.FILLING, State.READY)
-        self._entries[digest].state = State.READY
-        self._entries.move_to_end(digest)
+        self._probation[digest] = self._filling.pop(digest)
 
     def release(self, digest: Digest) -> None:
         """The fill was given up: its room is free again."""
         self._expect(digest, State.FILLING, State.ABSENT)
-        self.used -= self._entries.pop(digest).size
+        self.used -= self._filling.pop(digest).size
 
     def drop(self, digest: Digest) -> None:
         """An entry is gone: evicted, purged, or damaged."""
         self._expect(digest, State.READY, State.ABSENT)
-        self.used -= self._entries.pop(digest).size
+        entry = self._probation.pop(digest, None)
+        if entry is None:
+            entry = self._protected.pop(digest)
+            self._protected_bytes -= entry.size
+        self.used -= entry.size
+
+    def hold(self, digest: Digest) -> None:
+        """Pin an entry, or a fill, without using it."""
+        self._pins[digest] += 1
 
     def pin(self, digest: Digest) -> int:
         """Use an entry: it cannot be evicted until ``unpin``. Gives its size; raises KeyError."""
-        entry = self._entries[digest]
+        size = self._find(digest).size
         self._pins[digest] += 1
-        self._entries.move_to_end(digest)
-        return entry.size
+        self.touch(digest)
+        return size
 
     def touch(self, digest: Digest) -> None:
-        """Now the most recently used. Raises KeyError."""
-        self._entries.move_to_end(digest)
+        """Use an entry: now protected, and the last to go. A fill, or what is absent, is left as it is."""
+        if digest in self._protected:
+            self._protected.move_to_end(digest)
+            return
+        entry = self._probation.pop(digest, None)
+        if entry is None:
+            return
+        self._protected[digest] = entry
+        self._protected_bytes += entry.size
+        while self._protected_bytes > PROTECTED * self.budget:
+            demoted, entry = self._protected.popitem(last=False)
+            self._protected_bytes -= entry.size
+            self._probation[demoted] = entry
 
     def unpin(self, digest: Digest) -> None:
         """One reader less. An entry that was dropped meanwhile is no matter."""
@@ -132,8 +161,26 @@ class Ledger:
 
     def statistics(self) -> LedgerStatistics:
         """What is held now."""
-        pinned = sum(entry.size for digest, entry in self._entries.items() if digest in self._pins)
-        return LedgerStatistics(self.budget, self.used, len(self._entries), pinned)
+        segments = (self._filling, self._probation, self._protected)
+        pinned = sum(entry.size for part in segments for digest, entry in part.items() if digest in self._pins)
+        return LedgerStatistics(self.budget, self.used, sum(map(len, segments)), pinned)
+
+    def _victims(self, need: int) -> list[Digest] | None:
+        """What to evict for ``need`` bytes more; None where that much cannot be had."""
+        victims: list[Digest] = []
+        for favoured in (False, True):
+            for segment in (self._probation, self._protected):
+                for digest, entry in segment.items():
+                    if need <= 0:
+                        return victims
+                    if entry.favoured is favoured and digest not in self._pins and digest not in self.kept:
+                        victims.append(digest)
+                        need -= entry.size
+        return victims if need <= 0 else None
+
+    def _find(self, digest: Digest) -> Entry:
+        entry = self._protected.get(digest) or self._probation.get(digest)
+        return entry or self._filling[digest]
 
     def _expect(self, digest: Digest, before: State, after: State) -> None:
         if self.state(digest) is not before or (before, after) not in MOVES:

@@ -10,12 +10,15 @@ from typing import Any
 import aiohttp
 from structlog.typing import FilteringBoundLogger
 
+from edge_node.peers import Peers
+from shared import codec
 from shared.clock import Clock
-from shared.errors import UpstreamError
-from shared.web.session import translated
+from shared.errors import RequestError, UpstreamError
+from shared.web.session import fetch, translated
 
 EAGER = 0.1
 """Seconds until the second try to reach a router at start; doubled up to the interval."""
+MAX_RING = 4 << 20
 TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 
@@ -32,11 +35,16 @@ class Membership:
         clock: Clock,
         rng: random.Random,
         log: FilteringBoundLogger,
+        *,
+        region: str,
+        peers: Peers,
     ) -> None:
         self._session, self._routers, self._node, self._record = session, list(routers), node, record
+        self._region, self._peers = region, peers
         self._interval, self._clock, self._random, self._log = interval, clock, rng, log
         self._heard: dict[str, bool] = dict.fromkeys(routers, False)
         self._beating: asyncio.Task[None] | None = None
+        self._epochs: dict[str, int] = {}
 
     def start(self) -> None:
         """Begin to send heartbeats."""
@@ -70,10 +78,23 @@ class Membership:
                 ) as answer:
                     if answer.status >= 400:
                         raise UpstreamError(f"{url} answered {answer.status}: {(await answer.text())[:300]}")
+                    if method == "PUT":
+                        await self._look_at(router, codec.decode_json(await answer.content.read(codec.MAX_JSON)))
             if not self._heard[router]:
                 self._log.info("a router knows this node", router=router)
             self._heard[router] = True
-        except UpstreamError as error:
+        except (UpstreamError, RequestError, KeyError, TypeError) as error:
             if self._heard[router]:  # once for each change: a router that is away is not news twice
                 self._log.warning("a router does not hear this node", router=router, reason=str(error))
             self._heard[router] = False
+
+    async def _look_at(self, router: str, reply: Mapping[str, Any]) -> None:
+        """Take the ring where the membership has changed since this router's last reply."""
+        epoch = reply["epoch"]
+        if self._epochs.get(router) == epoch:
+            return
+        answer = await fetch(self._session, f"{router}/ring?region={self._region}", limit=MAX_RING)
+        self._peers.update(
+            {node["id"]: (node["url"], node["weight"]) for node in codec.decode_json(answer.body, MAX_RING)["nodes"]}
+        )
+        self._epochs[router] = epoch

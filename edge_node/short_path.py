@@ -52,7 +52,8 @@ LEAST = 10_000 * int(STALL)
 """Bytes that a client must take in STALL seconds: 10 KB/s."""
 _REQUEST_LINE = re.compile(rb"GET (/[!-~]+) HTTP/1\.1")
 _FIELD = re.compile(rb"([A-Za-z-]+):[ \t]*([ -~]*?)[ \t]*")
-_PLAIN = {b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection", b"if-none-match"}
+_PLAIN = {b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection", b"if-none-match",
+          b"nearshard-hop"}  # fmt: skip
 _BLOBS = b"/blobs/"
 
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from structlog.typing import FilteringBoundLogger
 
-from edge_node.ledger import Ledger
+from edge_node.ledger import Ledger, State
 from shared.clock import Clock
 from shared.digest import Digest, hex_of
 from shared.metrics import Metrics
@@ -133,7 +133,7 @@ class DiskTier:
 
     def begin(self, digest: Digest, size: int) -> DiskBuffer | None:
         """Room and a temporary file for a fill; None where the disk cannot take it now."""
-        if self._clock.monotonic() < self._rest_until:
+        if self._clock.monotonic() < self._rest_until or self.ledger.state(digest) is not State.ABSENT:
             return None
         victims = self.ledger.reserve(digest, size)
         if victims is None:
@@ -228,7 +228,7 @@ class DiskBuffer:
     def commit(self) -> None:
         """The entry is READY; it stays pinned until ``close``, for readers that are still under way."""
         self._tier.ledger.commit(self._digest)
-        self._tier.ledger.pin(self._digest)
+        self._tier.ledger.hold(self._digest)
 
     def discard(self) -> None:
         """Give the room back; readers may still hold the file."""
@@ -251,7 +251,7 @@ class MemoryBuffer:
 
     def __init__(self, tier: MemoryTier, digest: Digest, size: int) -> None:
         self._tier, self._digest = tier, digest
-        self.kept = tier.ledger.state(digest).value == "absent" and tier.reserve(digest, size)
+        self.kept = tier.ledger.state(digest) is State.ABSENT and tier.reserve(digest, size)
         self._view = memoryview(bytearray(size))
         self.length = 0
 
@@ -275,7 +275,7 @@ class MemoryBuffer:
         """The entry is READY; pinned until ``close``."""
         if self.kept:
             self._tier.commit(self._digest, self._view.toreadonly())
-            self._tier.ledger.pin(self._digest)
+            self._tier.ledger.hold(self._digest)
 
     def discard(self) -> None:
         """Give the room back."""

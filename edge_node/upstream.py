@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
 
+from edge_node.peers import HOP, Peers
 from shared.clock import Clock
 from shared.digest import Digest
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
@@ -32,19 +34,43 @@ class Source:
 
 
 class Upstreams:
-    """The origins of a node, in the operator's order."""
+    """Who a node fills from: an owner in its region, then parents, then origins, each in the operator's order."""
 
-    def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str], clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        urls: Sequence[str],
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        parents: Sequence[str] = (),
+        peers: Peers | None = None,
+        node: str = "edge",
+    ) -> None:
         self._session = session
-        self._sources = [Source(url, Outcome.FILL_ORIGIN) for url in urls]
+        self._above = [Source(url, Outcome.FILL_PARENT) for url in parents]
+        self._above += [Source(url, Outcome.FILL_ORIGIN) for url in urls]
+        self.peers = Peers(node, 1) if peers is None else peers
+        self._peer_sources: dict[str, Source] = {}
+        self._node = node
         self._clock = clock
         self._metrics = metrics
-        self.received = 0
+        self.received = Counter[Outcome]()
+        """Body bytes by where they came from."""
 
-    def ordered(self) -> list[Source]:
-        """Every source: the sound ones in order, then those to avoid, the soonest forgiven first."""
+    def owned(self, digest: Digest) -> bool:
+        """Whether this node keeps a shard on its disk."""
+        return not self.peers.owners(digest)
+
+    def ordered(self, digest: Digest, *, from_above: bool) -> list[Source]:
+        """Sources of a shard: the sound ones in order, then those to avoid, the soonest forgiven first.
+
+        ``from_above``: a peer asked for it, so no peer is asked.
+        """
         now = self._clock.monotonic()
-        return sorted(self._sources, key=lambda s: max(0.0, s.avoid_until - now))
+        owners = [] if from_above else self.peers.owners(digest)
+        peers = [self._peer_sources.setdefault(url, Source(url, Outcome.FILL_PEER)) for url in owners]
+        return sorted([*peers, *self._above], key=lambda s: max(0.0, s.avoid_until - now))
 
     def failed(self, source: Source, error: NearshardError) -> None:
         """Count a failure against a source; what is missing there is not its fault."""
@@ -63,20 +89,21 @@ class Upstreams:
 
     def count(self, source: Source, size: int) -> None:
         """Body bytes that crossed the link."""
-        self.received += size
+        self.received[source.outcome] += size
         self._metrics.received.labels(source.url).inc(size)
 
     @asynccontextmanager
     async def open(self, source: Source, digest: Digest, start: int, size: int | None) -> AsyncIterator[Body]:
         """A shard's bytes from ``start`` on. Raises NotFound or UpstreamError."""
         url = source.url + blob_path(digest)
-        async with open_blob(self._session, url, start=start, size=size, max_size=MAX_SHARD) as body:
+        hop = {HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}
+        async with open_blob(self._session, url, start=start, size=size, max_size=MAX_SHARD, headers=hop) as body:
             yield body
 
     async def blob_size(self, digest: Digest) -> int:
         """Bytes of a shard, by HEAD. Raises NotFound where no source has it, or UpstreamError."""
         failure: NearshardError = UpstreamError("no upstream is configured")
-        for source in self.ordered():
+        for source in self.ordered(digest, from_above=True):
             url = source.url + blob_path(digest)
             try:
                 with translated(url):

@@ -7,6 +7,7 @@ nodes that a client may try, now or when it resumes, give the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path, file_path, task_path
 from shared.representation import Representation
 from shared.web.middleware import KIND, make_app, refuse_expectation
-from shared.web.reads import Listing, Resolved, add_routes
+from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.session import make_session
 
@@ -117,7 +118,7 @@ def _key_and_target(path: TaskPath | FilePath, shown: Representation | None) -> 
 
 
 def add_membership_routes(app: web.Application, registry: Registry, ttl: float) -> None:
-    """``PUT /nodes/<id>``: a heartbeat. ``DELETE``: the node leaves."""
+    """``PUT /nodes/<id>``: a heartbeat. ``DELETE``: the node leaves. ``GET /ring``: the members."""
 
     async def put(request: web.Request) -> web.Response:
         request[KIND] = "heartbeat"
@@ -133,6 +134,19 @@ def add_membership_routes(app: web.Application, registry: Registry, ttl: float) 
             raise NotFound(code="unknown_node")
         return web.Response(status=204)
 
+    async def ring(request: web.Request) -> web.Response:
+        """The members of a region (of all without one) at one epoch: everyone who has it has the same ring."""
+        request[KIND] = "ring"
+        region = request.query.get("region")
+        if region is not None:
+            parse_name(region, "a region")
+        snapshot = registry.snapshot
+        nodes = [node.record() for node in snapshot.nodes.values() if region in (None, node.region)]
+        body = codec.encode_json({"epoch": snapshot.epoch, "region": region, "nodes": nodes})
+        etag = hashlib.sha256(body).hexdigest()
+        return document(request, body, "application/json", etag, "no-cache", {})
+
+    get(app, "/ring", ring)
     app.router.add_put("/nodes/{node}", put, expect_handler=refuse_expectation)
     app.router.add_delete("/nodes/{node}", delete)
 

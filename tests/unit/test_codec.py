@@ -68,6 +68,11 @@ def test_a_list_of_any_length_comes_back_as_one_list(length: int) -> None:
     assert decode(encode(value), LIMIT) == value
 
 
+def test_a_list_of_more_pages_than_a_list_may_have_comes_back_as_one_list() -> None:
+    value = [None] * (MAX_ARRAY**2 + MAX_ARRAY + 1)
+    assert decode(encode(value), LIMIT) == value
+
+
 @pytest.mark.parametrize("value", [{"pages": []}, {"pages": [[1], [2, 3]]}, {"pages": {"pages": [[1]]}}])
 def test_a_map_that_looks_like_a_long_list_is_never_turned_into_one(value: object) -> None:
     """Refusing to encode it is as good as keeping it."""
@@ -97,6 +102,7 @@ def test_tuples_travel_as_lists() -> None:
         b"\xca" + struct.pack(">f", float("nan")),
         msgpack.packb([0] * (MAX_ARRAY + 1)), msgpack.packb({str(n): n for n in range(MAX_MAP + 1)}),
         msgpack.packb({"pages": 1}), msgpack.packb({"pages": [1]}), msgpack.packb({"pages": [[1], {}]}),
+        msgpack.packb({"pages": []}), msgpack.packb({"pages": [[1]]}), msgpack.packb({"pages": [[1], [2]]}),  # not full
     ],
 )  # fmt: skip
 def test_msgpack_that_is_not_plain_and_bounded_is_refused(data: bytes) -> None:

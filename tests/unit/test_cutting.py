@@ -171,6 +171,11 @@ def test_small_neighbours_of_the_same_tasks_are_packed() -> None:
     ]  # fmt: skip
 
 
+def test_small_neighbours_are_packed_up_to_the_target() -> None:
+    cuts = Model(header_of([3] * 20), {}, 32, 200).data_cuts
+    assert [cut.stop - cut.start for cut in cuts] == [30, 30]
+
+
 def test_a_file_of_no_tensors_is_its_header() -> None:
     assert Model(header_of([]), {}, 16, 200).cuts == [Cut(0, 100, frozenset())]
 

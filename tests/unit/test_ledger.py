@@ -1,4 +1,4 @@
-"""The ledger: never over budget, never a reader's entry evicted, always the one that was used longest ago."""
+"""The ledger: never over budget, never a reader's entry evicted, the right ones evicted in the right order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_node.ledger import MOVES, Ledger, LedgerStatistics, State
+from edge_node.ledger import MOVES, PROTECTED, Ledger, LedgerStatistics, State
 from shared.digest import Digest, digest_of
 
 A, B, C, D = NAMES = [digest_of(letter) for letter in (b"a", b"b", b"c", b"d")]
@@ -44,6 +44,40 @@ def test_use_makes_an_entry_the_last_to_go() -> None:
     ledger.pin(A)
     ledger.unpin(A)
     assert ledger.reserve(D, 3) == [B]
+
+
+def test_a_scan_flushes_nothing_that_was_used_again() -> None:
+    ledger = ledger_of(10, a=3, b=3)
+    for digest in (A, B):
+        ledger.touch(digest)
+    for number in range(50):
+        scanned = digest_of(str(number).encode())
+        assert ledger.reserve(scanned, 4) is not None
+        ledger.commit(scanned)
+    assert A in ledger and B in ledger
+
+
+def test_what_is_protected_beyond_its_share_is_on_probation_again() -> None:
+    ledger = ledger_of(10, a=4, b=4, c=2)
+    for digest in (A, B, C):
+        ledger.touch(digest)
+    assert list(ledger) == [A, B, C], "A was pushed out, so it is the next to go"
+    assert ledger.reserve(D, 1) == [A]
+
+
+def test_what_is_favoured_goes_last_and_what_is_kept_never() -> None:
+    ledger = Ledger(9)
+    for digest, favoured in ((A, True), (B, False), (C, False)):
+        ledger.reserve(digest, 3, favoured=favoured)
+        ledger.commit(digest)
+    ledger.kept = frozenset([B])
+    assert ledger.reserve(D, 4) == [C, A]
+
+
+def test_a_touch_makes_an_entry_the_last_to_go_and_pins_nothing() -> None:
+    ledger = ledger_of(9, a=3, b=3, c=3)
+    ledger.touch(A)
+    assert ledger.reserve(D, 9) == [B, C, A]
 
 
 def test_a_commit_counts_as_use() -> None:
@@ -166,6 +200,7 @@ def test_a_call_makes_its_move_and_raises_in_any_other_state(state: State, move:
 
 
 def test_what_is_absent_has_no_size_and_no_pin() -> None:
+    Ledger(10).touch(A)
     for call in (Ledger(10).size, Ledger(10).pin):
         with pytest.raises(KeyError):
             call(A)
@@ -182,7 +217,8 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.filling: dict[Digest, int] = {}
         self.ready: dict[Digest, int] = {}
-        """Sizes; the entry that was used longest ago is the first."""
+        """Sizes; the next to be evicted is the first: those on probation, then the protected."""
+        self.protected: set[Digest] = set()
         self.pins: list[Digest] = []
 
     @initialize(budget=st.integers(0, 20))
@@ -191,8 +227,19 @@ class Model(RuleBasedStateMachine):
         self.ledger = Ledger(budget)
 
     def used(self, digest: Digest) -> None:
-        """It is now the last to go."""
+        """It is now protected, and the last to go; what is too much there goes back."""
+        self.protected.add(digest)
         self.ready[digest] = self.ready.pop(digest)
+        while sum(self.ready[held] for held in self.protected) > PROTECTED * self.ledger.budget:
+            oldest = next(held for held in self.ready if held in self.protected)
+            self.protected.remove(oldest)
+            self.on_probation(oldest)
+
+    def on_probation(self, digest: Digest) -> None:
+        """The last of those that are not protected."""
+        size = self.ready.pop(digest)
+        kept = {held: self.ready.pop(held) for held in list(self.ready) if held in self.protected}
+        self.ready |= {digest: size} | kept
 
     @rule(digest=st.sampled_from(NAMES), size=st.integers(1, 12))
     def reserve(self, digest: Digest, size: int) -> None:
@@ -210,6 +257,7 @@ class Model(RuleBasedStateMachine):
             return
         assert self.ledger.reserve(digest, size) == victims
         self.ready = {held: bytes for held, bytes in self.ready.items() if held not in victims}
+        self.protected -= set(victims)
         self.filling[digest] = size
 
     @precondition(lambda self: self.filling)
@@ -219,6 +267,7 @@ class Model(RuleBasedStateMachine):
         digest = data.draw(st.sampled_from(sorted(self.filling)))
         self.ledger.commit(digest)
         self.ready[digest] = self.filling.pop(digest)
+        self.on_probation(digest)
 
     @precondition(lambda self: self.filling)
     @rule(data=st.data())
@@ -245,13 +294,22 @@ class Model(RuleBasedStateMachine):
         self.ledger.unpin(digest)
         self.pins.remove(digest)
 
-    @precondition(lambda self: self.ready.keys() - set(self.pins))
+    @precondition(lambda self: self.ready)
+    @rule(data=st.data())
+    def touch(self, data: st.DataObject) -> None:
+        """An entry is used at once."""
+        digest = data.draw(st.sampled_from(sorted(self.ready)))
+        self.ledger.touch(digest)
+        self.used(digest)
+
+    @precondition(lambda self: self.ready)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        """An entry without readers is purged."""
-        digest = data.draw(st.sampled_from(sorted(self.ready.keys() - set(self.pins))))
+        """An entry is purged, whoever reads it; its readers let go later."""
+        digest = data.draw(st.sampled_from(sorted(self.ready)))
         self.ledger.drop(digest)
         del self.ready[digest]
+        self.protected.discard(digest)
 
     @invariant()
     def agrees(self) -> None:
@@ -260,7 +318,7 @@ class Model(RuleBasedStateMachine):
         statistics = self.ledger.statistics()
         assert statistics.used == self.ledger.used == sum(held.values()) <= self.ledger.budget
         assert statistics.entries == len(held)
-        assert statistics.pinned == sum(self.ready[digest] for digest in set(self.pins))
+        assert statistics.pinned == sum(size for digest, size in held.items() if digest in self.pins)
         for digest in NAMES:
             expected = (
                 State.READY if digest in self.ready else State.FILLING if digest in self.filling else State.ABSENT

@@ -72,9 +72,18 @@ def test_anything_but_a_plain_web_url_is_refused(url: object) -> None:
     assert refusal("edge-1", record(url=url)).error_code == "bad_node"
 
 
-@pytest.mark.parametrize("url", ["http://169.254.169.254", "http://169.254.169.254:80/", "https://169.254.0.1"])
-def test_no_client_is_sent_to_a_link_local_address(url: str) -> None:
-    """The address of a cloud's metadata service is one."""
+@pytest.mark.parametrize(
+    "host",
+    [
+        "169.254.169.254", "169.254.169.254:80", "169.254.0.1", "[fe80::1]",
+        # for a resolver these are the first one:
+        "[::ffff:169.254.169.254]", "[::ffff:a9fe:a9fe]", "2852039166", "0xa9fea9fe", "169.254.43518", "0251.0376.0251.0376",
+        "0.0.0.0", "[::]", "224.0.0.1",
+    ],
+)  # fmt: skip
+def test_no_client_is_sent_to_an_address_that_no_node_has(host: str) -> None:
+    """The first one is where clouds keep their secrets."""
+    url = f"http://{host}"
     assert refusal("edge-1", record(url=url)).error_code == "bad_node"
 
 
