@@ -35,12 +35,12 @@ from origin.model_dir import (
     read_tasks,
 )
 from origin.storage import Storage
-from origin.tensorfile import make_header
+from origin.tensorfile import TensorHeader, make_header
 from shared.digest import Digest, digest_of
 from shared.errors import NotFound, PublishError, TasksError, first_error
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
-from shared.manifest import Manifest, Task, Tensor
+from shared.manifest import MAX_TENSORS, Manifest, Task, Tensor
 
 CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX = 1 << 20, 4 << 20, 16 << 20
 """Content-defined chunks of files that are not safetensors: the library's upper bounds; 5 MiB on average."""
@@ -135,17 +135,7 @@ async def publish(
                 files[source.path] = await _store_file(group, writer, source, cuts, feeds)
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
-    manifest = Manifest(
-        model,
-        {},
-        files,
-        {task.name: _finish(task, files) for task in tasks},
-        tuple(
-            Tensor(t.name, t.dtype, t.shape, path, _part(files[path], header.data_start, t.begin, t.end))
-            for path, header in sorted(headers.items())
-            for t in header.tensors
-        ),
-    )
+    manifest = Manifest(model, {}, files, {task.name: _finish(task, files) for task in tasks}, _tensors(headers, files))
     manifest = _with_shards(manifest, writer.sizes)
 
     await storage.sync()
@@ -330,6 +320,17 @@ class _Writer:
     def _advance(self, size: int) -> None:
         self._done += size
         self._progress(min(self._done, self._total), self._total)
+
+
+def _tensors(headers: Mapping[str, TensorHeader], files: Mapping[str, Layout]) -> tuple[Tensor, ...]:
+    """What the manifest says of tensors; nothing where there are too many."""
+    if sum(len(header.tensors) for header in headers.values()) > MAX_TENSORS:
+        return ()
+    return tuple(
+        Tensor(t.name, t.dtype, t.shape, path, _part(files[path], header.data_start, t.begin, t.end))
+        for path, header in sorted(headers.items())
+        for t in header.tensors
+    )
 
 
 def _part(layout: Layout, data_start: int, begin: int, end: int) -> tuple[Slice, ...]:

@@ -17,6 +17,8 @@ from typing import Any
 from shared.errors import TensorFileError
 
 MAX_HEADER = 8 << 20
+MAX_MADE = 100_000_000
+"""Bytes of a header that we make, of many files' tensors: what readers of the format accept."""
 MAX_TENSORS = 20_000
 MAX_NAME = 1024
 PREFIX = 8
@@ -76,8 +78,9 @@ def parse_header(raw: bytes, file_size: int) -> TensorHeader:
     """
     if not raw.startswith(b"{"):
         raise TensorFileError("the header is not a JSON object")
-    # Each tensor needs a "data_offsets" key: counting them costs nothing, parsing a bomb costs seconds.
-    if raw.count(b"data_offsets") > MAX_TENSORS:
+    # A tensor takes one map and two lists: counting brackets costs nothing, parsing a bomb costs seconds. Texts in
+    # the metadata may have some too.
+    if raw.count(b"{") > 2 * MAX_TENSORS or raw.count(b"[") > 4 * MAX_TENSORS:
         raise TensorFileError(f"more than {MAX_TENSORS} tensors")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
@@ -118,8 +121,8 @@ def make_header(tensors: Iterable[tuple[str, TensorEntry]], metadata: Mapping[st
         position += tensor.size
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    if len(raw) > MAX_HEADER:
-        raise TensorFileError(f"a header of {len(raw)} bytes; {MAX_HEADER} are allowed")
+    if len(raw) > MAX_MADE:
+        raise TensorFileError(f"a header of {len(raw)} bytes; the format has {MAX_MADE}")
     return struct.pack("<Q", len(raw)) + raw
 
 

@@ -27,7 +27,7 @@ from shared.ids import TaskId, parse_name
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path, file_path, task_path
 from shared.representation import Representation
-from shared.web.middleware import KIND, make_app, refuse_expectation
+from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.session import make_session
@@ -122,9 +122,9 @@ def add_membership_routes(app: web.Application, registry: Registry, ttl: float) 
 
     async def put(request: web.Request) -> web.Response:
         request[KIND] = "heartbeat"
-        if request.content_type != "application/json" or "Content-Encoding" in request.headers:
+        if request.content_type != "application/json":
             raise RequestError(code="unsupported_type")
-        node = parse_node(_node_id(request), codec.decode_json(await request.read()))
+        node = parse_node(_node_id(request), codec.decode_json(await read_body(request)))
         registry.heartbeat(node)
         return web.json_response({"epoch": registry.snapshot.epoch, "ttl": ttl})
 

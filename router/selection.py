@@ -14,7 +14,8 @@ from shared.ids import parse_name
 from shared.ring import Ring
 
 MAX_URL = 256
-MAX_WEIGHT = 100
+MAX_WEIGHT = 10
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 _URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?")
 
 
@@ -56,8 +57,10 @@ def _unusable(url: re.Match[str]) -> bool:
         return True
     try:
         address = ip_address(url[1].strip("[]"))
-    except ValueError:
-        return url[1].startswith("[")
+    except ValueError:  # a name; but resolvers take "2852039166" and "0xa9fea9fe" for addresses as well
+        return url[1].startswith("[") or bool(_NUMBER.fullmatch(url[1].rpartition(".")[2]))
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
     return address.is_link_local or address.is_multicast or address.is_unspecified
 
 

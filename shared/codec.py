@@ -20,6 +20,7 @@ from shared.errors import DecodeError
 MAX_ARRAY = 512
 MAX_MAP = 256
 MAX_DEPTH = 32
+MAX_CONTAINERS = 250_000
 MAX_JSON = 1 << 20
 """Bytes of a JSON body (a heartbeat, a listing)."""
 
@@ -36,6 +37,7 @@ def decode(data: bytes, limit: int) -> Any:
     """The one value in ``data``; at most ``limit`` bytes. Raises DecodeError."""
     if len(data) > limit:
         raise DecodeError(f"more than {limit} bytes", code="too_large")
+    containers = _Containers()
     try:
         value = msgpack.unpackb(
             data,
@@ -46,7 +48,8 @@ def decode(data: bytes, limit: int) -> Any:
             max_str_len=limit,
             max_bin_len=limit,
             max_ext_len=0,
-            object_pairs_hook=_map,
+            object_pairs_hook=containers.map,
+            list_hook=containers.sequence,
         )
         return _joined(value, 0)
     # msgpack raises subclasses of ValueError, and StackError's RecursionError kin for deep nesting
@@ -54,6 +57,28 @@ def decode(data: bytes, limit: int) -> Any:
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise DecodeError(f"not acceptable msgpack: {error}") from error
+
+
+class _Containers:
+    """Counts what a decoder makes: a byte of input can ask for an empty map, which takes a hundred."""
+
+    def __init__(self) -> None:
+        self._made = 0
+
+    def _count(self) -> None:
+        self._made += 1
+        if self._made > MAX_CONTAINERS:
+            raise DecodeError(f"more than {MAX_CONTAINERS} lists and maps")
+
+    def map(self, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+        """One map more."""
+        self._count()
+        return _map(pairs)
+
+    def sequence(self, value: list[Any]) -> list[Any]:
+        """One list more."""
+        self._count()
+        return value
 
 
 def _map(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Where we are stricter than the RFC, and why:
 
-* A malformed ``bytes=`` range may be ignored (§14.2). We answer 416: a client that resumes and mistypes
-  would otherwise get the whole of a file of gigabytes.
+* A malformed ``bytes=`` range may be ignored (§14.2). We answer 416, also where it is one of several: a client
+  that resumes and mistypes would otherwise get the whole of a file of gigabytes.
 * Several ranges may be answered as multipart (§14.6). We send the whole for a few, and 416 for many or
   overlapping ones (§17.15): nobody fetches models that way, and amplification is the only other use.
 * We keep no Last-Modified: the ETag is the SHA-256 of the content, so a date never says more than it.

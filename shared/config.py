@@ -64,6 +64,11 @@ class ServiceSettings(BaseSettings):
     ready_file: Path | None = Field(None, description="Written with the service's URL once it listens.")
     log_format: Literal["console", "json"] = Field("console", description="How log lines look.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    connections: int = Field(4096, ge=1, description="Client connections at a time; more are told to come back.")
+    connections_per_address: int = Field(
+        256, ge=1, description="The same from one address; loopback has no such limit."
+    )
+    congestion: str = Field("bbr", description="TCP congestion control for sending, where the kernel has it.")
     keepalive: float = Field(15.0, gt=0, le=3600, description="Seconds an idle connection or a slow header may take.")
 
     @classmethod

@@ -43,6 +43,7 @@ CODES: Mapping[str, Meaning] = {
     "bad_body": Meaning(400, EXIT_USAGE, "The body is not acceptable msgpack."),
     "bad_region": Meaning(400, EXIT_USAGE, "The region name is not in its canonical form."),
     "bad_node": Meaning(422, EXIT_USAGE, "The node record is not acceptable."),
+    "unauthorized": Meaning(401, EXIT_AUTH, "A valid token is needed."),
     "unknown_path": Meaning(404, EXIT_NOT_FOUND, "Nothing is served at this path."),
     "unknown_model": Meaning(404, EXIT_NOT_FOUND, "There is no such model."),
     "unknown_revision": Meaning(404, EXIT_NOT_FOUND, "The model has no such ref or revision."),
@@ -65,6 +66,8 @@ CODES: Mapping[str, Meaning] = {
     "integrity_error": Meaning(502, EXIT_INTEGRITY, "A source sent bytes that do not match their digest."),
     "upstream_timeout": Meaning(504, EXIT_NETWORK, "No source answered in time."),
     "no_nodes": Meaning(503, EXIT_NETWORK, "No node and no origin can serve this now."),
+    "no_room": Meaning(503, EXIT_DISK, "The node has no room for this now."),
+    "busy": Meaning(503, EXIT_NETWORK, "Too many connections; come back in a moment."),
     "not_ready": Meaning(503, EXIT_NETWORK, "The service cannot serve yet."),
     # this machine's trouble
     "internal": Meaning(500, 1, "The service failed; the log has the request id."),

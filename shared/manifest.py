@@ -31,6 +31,8 @@ MAX_MANIFEST = 5_000_000
 MAX_SHARDS = 100_000
 MAX_SHARD = 32 << 20
 """Bytes of one shard: what a node must be ready to hold while it fills."""
+MAX_TENSORS = 20_000
+"""Tensors listed in a manifest: more would take it over its size."""
 MAX_PATH = 1024
 MAX_TEXT = 4096
 
@@ -75,6 +77,7 @@ class Manifest:
     files: Mapping[str, Layout]
     tasks: Mapping[str, Task]
     tensors: tuple[Tensor, ...] = field(default=())
+    """Empty for a model of more than MAX_TENSORS: the headers of its files have them too."""
 
     @cached_property
     def encoded(self) -> bytes:
@@ -190,7 +193,7 @@ def _to_wire(manifest: Manifest) -> dict[str, Any]:
 
 def _from_wire(wire: Any) -> Manifest:
     _expect(wire, {"format", "model", "shards", "files", "tensors", "tasks", "deltas"})
-    if wire["format"] != FORMAT:
+    if type(wire["format"]) is not int or wire["format"] != FORMAT:
         raise ManifestInvalid("a manifest of a format that this version does not know")
     table = list(_shards(wire["shards"]))
     shards = dict(table)
@@ -256,7 +259,7 @@ def _from_wire(wire: Any) -> Manifest:
             tuple(path_at(number) for number in item["files"]),
             _text(item["description"], MAX_TEXT),
         )
-    if wire["deltas"]:
+    if wire["deltas"] != []:
         raise ManifestInvalid("deltas are not known to this version")
     return Manifest(parse_model(wire["model"]), shards, files, tasks, tuple(tensors))
 

@@ -7,8 +7,8 @@ everyone who knows the same members has the same ring.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect
 from collections.abc import Mapping
-from itertools import islice
 
 from uhashring import HashRing
 
@@ -22,7 +22,9 @@ class Ring:
     def __init__(self, members: Mapping[str, int]) -> None:
         self.members = dict(sorted(members.items()))
         nodes = {name: {"weight": weight} for name, weight in self.members.items()}
-        self._ring = HashRing(nodes, vnodes=VNODES, hash_fn=_hash)
+        points = HashRing(nodes, vnodes=VNODES, hash_fn=_hash).ring
+        self._points = sorted(points)
+        self._names = [points[point] for point in self._points]
 
     def __repr__(self) -> str:
         return f"<Ring {self.members}>"
@@ -30,11 +32,16 @@ class Ring:
     def owners(self, key: str, count: int | None = None) -> list[str]:
         """Members in the order in which they own ``key``, each once; at most ``count`` of them.
 
-        Empty for an empty ring (the library's own answer there is a None).
+        Empty for an empty ring. The walk is ours: the library's copies the whole ring for each key.
         """
-        if not self.members:
-            return []
-        return [node["nodename"] for node in islice(self._ring.range(key, unique=True), count)]
+        wanted = len(self.members) if count is None else min(count, len(self.members))
+        found: dict[str, None] = {}
+        start = bisect(self._points, _hash(key))
+        for index in range(start, start + len(self._points)):
+            if len(found) == wanted:
+                break
+            found[self._names[index % len(self._names)]] = None
+        return list(found)
 
 
 def _hash(key: str) -> int:

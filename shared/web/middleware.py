@@ -6,6 +6,7 @@ the connection is closed short of its Content-Length, so that no client takes th
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 
@@ -26,10 +27,23 @@ REQUEST_ID = web.RequestKey("request_id", str)
 KIND = web.RequestKey("kind", str)
 """What kind of path a request is for, in metrics: a handful of fixed words."""
 
+BODY_TIME = 30.0
+"""Seconds that a small body may take."""
 _BY_STATUS = {
     400: "bad_request", 404: "unknown_path", 405: "method_not_allowed", 408: "timed_out",
     413: "too_large", 415: "unsupported_type", 417: "expectation_failed",
 }  # fmt: skip
+
+
+async def read_body(request: web.Request) -> bytes:
+    """A small body, in time. Raises RequestError: ``unsupported_type`` for one that is encoded, ``timed_out``."""
+    if "Content-Encoding" in request.headers:
+        raise RequestError(code="unsupported_type")
+    try:
+        async with asyncio.timeout(BODY_TIME):
+            return await request.read()
+    except TimeoutError:
+        raise RequestError(code="timed_out") from None
 
 
 def problem(code: str, request_id: str, error: NearshardError | None = None) -> web.Response:

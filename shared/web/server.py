@@ -10,7 +10,10 @@ import asyncio
 import secrets
 import signal
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import http_parser, web
@@ -31,10 +34,50 @@ MAX_HEADERS = 64
 BACKLOG = 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a service takes on: connections in all and from one address (loopback has no such limit)."""
+
+    connections: int = 4096
+    per_address: int = 256
+    congestion: str = ""
+    """TCP congestion control of sending sockets, where the kernel has it."""
+
+
+LIMITS: web.AppKey[Limits] = web.AppKey("limits")
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nCache-Control: no-store\r\nConnection: close\r\n"
+    b"Content-Type: application/problem+json\r\nContent-Length: %d\r\n\r\n%b"
+)
+
+
 class Connection(RequestHandler):
     """One client connection. Answers what the parser refused in our words, and without a traceback."""
 
-    __slots__ = ()
+    __slots__ = ("_address",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a client on, or tell it to come back later."""
+        super().connection_made(transport)
+        server = self._manager
+        assert isinstance(server, _Server)
+        self._address = str((transport.get_extra_info("peername") or ("",))[0])
+        if not server.admit(self._address):
+            body = problem("busy", secrets.token_hex(8)).body
+            assert isinstance(body, bytes) and self.transport is not None
+            self.transport.write(_BUSY % (len(body), body))
+            self.force_close()
+        elif server.limits.congestion:
+            with suppress(OSError, AttributeError):  # the kernel has it not: its default does
+                sock = transport.get_extra_info("socket")
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, server.limits.congestion.encode())
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """A client is gone."""
+        server = self._manager
+        assert isinstance(server, _Server)
+        server.leave(self._address)
+        super().connection_lost(exc)
 
     def handle_error(
         self,
@@ -58,6 +101,22 @@ CONNECTION: web.AppKey[Callable[..., Connection]] = web.AppKey("connection")
 
 class _Server(web.Server):
     make: Callable[..., Connection]
+    limits: Limits
+    addresses: Counter[str]
+
+    def admit(self, address: str) -> bool:
+        """Count a connection in; whether it is within the limits. ``leave`` counts it out in any case."""
+        self.addresses[address] += 1
+        own = self.addresses[address]
+        return len(self._connections) <= self.limits.connections and (
+            own <= self.limits.per_address or address in ("127.0.0.1", "::1")
+        )
+
+    def leave(self, address: str) -> None:
+        """Count a connection out."""
+        self.addresses[address] -= 1
+        if self.addresses[address] <= 0:
+            del self.addresses[address]
 
     def __call__(self) -> RequestHandler:
         return self.make(self, loop=self._loop, **self._kwargs)
@@ -71,6 +130,8 @@ class Runner(web.AppRunner):
         server.__class__ = _Server
         assert isinstance(server, _Server)
         server.make = self.app.get(CONNECTION, Connection)
+        server.limits = self.app.get(LIMITS, Limits())
+        server.addresses = Counter()
         return server
 
 
@@ -80,13 +141,13 @@ def require_c_parser() -> None:
         raise ConfigError("aiohttp is installed without its C extension; install a wheel of it")
 
 
-async def start(app: web.Application, settings: ServiceSettings) -> tuple[Runner, str]:
-    """Listen, and give the runner (for ``cleanup``) and the base URL. Raises ConfigError."""
+async def listen(app: web.Application, host: str, port: int, keepalive: float) -> tuple[Runner, str]:
+    """Listen, and give the runner (for ``cleanup``) and the base URL. Raises OSError."""
     require_c_parser()
     runner = Runner(
         app,
         access_log=None,
-        keepalive_timeout=settings.keepalive,
+        keepalive_timeout=keepalive,
         max_line_size=MAX_LINE,
         max_field_size=MAX_LINE,
         max_headers=MAX_HEADERS,
@@ -96,14 +157,11 @@ async def start(app: web.Application, settings: ServiceSettings) -> tuple[Runner
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=BACKLOG, reuse_address=True)
-        await site.start()
-    except OSError as error:
+        await web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_address=True).start()
+    except OSError:
         await runner.cleanup()
-        raise ConfigError(
-            f"{settings.service}.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-        ) from error
-    return runner, f"http://{_host(settings.host)}:{runner.addresses[0][1]}"
+        raise
+    return runner, f"http://{_host(host)}:{runner.addresses[0][1]}"
 
 
 def _host(host: str) -> str:
@@ -126,7 +184,13 @@ async def run(build: Callable[[str], web.Application], settings: ServiceSettings
     if not settings.port:
         settings = settings.model_copy(update={"port": free_port()})
     app = build(f"http://{_host(settings.host)}:{settings.port}")
-    runner, url = await start(app, settings)
+    app[LIMITS] = Limits(settings.connections, settings.connections_per_address, settings.congestion)
+    try:
+        runner, url = await listen(app, settings.host, settings.port, settings.keepalive)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.service}.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from error
     try:
         if settings.ready_file:
             await asyncio.to_thread(write_ready, settings.ready_file, {"url": url})

@@ -7,9 +7,10 @@ than was asked for, is an UpstreamError however politely it ended.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -20,14 +21,15 @@ from shared.ids import parse_name
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
 """Seconds to connect, until the head of an answer, and between two reads."""
-PER_HOST = 8
+SLOW_FOR, SLOW_RATE = 10.0, 10_000
+"""A body that brings fewer than SLOW_RATE bytes a second for SLOW_FOR seconds is left for another source."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
-def make_session(*, per_host: int = PER_HOST) -> aiohttp.ClientSession:
-    """The session of a process; close it at the end."""
+def make_session() -> aiohttp.ClientSession:
+    """The session of a process; close it at the end. Callers bound how much they ask for at once."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, limit_per_host=per_host, ttl_dns_cache=10),
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=IDLE),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -104,7 +106,10 @@ async def open_blob(
     """
     fields = {**(headers or {}), **({"Range": f"bytes={start}-"} if start else {})}
     with translated(url):
-        async with session.get(url, headers=fields, allow_redirects=False) as answer:
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(FIRST_BYTE):
+                asking = session.get(url, headers=fields, allow_redirects=False)
+                answer = await stack.enter_async_context(asking)
             if answer.status == 404:
                 raise await _not_found(answer, "unknown_blob")
             if answer.status not in (200, 206):
@@ -127,8 +132,19 @@ async def open_blob(
 
 async def _exactly(answer: aiohttp.ClientResponse, length: int, url: str) -> AsyncIterator[bytes]:
     left = length
-    async for chunk in answer.content.iter_any():
+    now = asyncio.get_running_loop().time
+    waited, had = 0.0, 0  # of the sender alone: a reader that takes its time says nothing about it
+    while True:
+        asked = now()
+        chunk = await answer.content.readany()
+        if not chunk:
+            break
         left -= len(chunk)
+        waited, had = waited + now() - asked, had + len(chunk)
+        if waited >= SLOW_FOR:
+            if had < SLOW_RATE * waited and left:
+                raise UpstreamError(f"{url} sends too slowly", code="upstream_timeout")
+            waited, had = 0.0, 0
         if left < 0:
             raise UpstreamError(f"{url} sent more than it said")
         yield chunk
