@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from edge_node.admin import build_admin, write_access
 from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
 from edge_node.fill import Fills
+from edge_node.link import LinkPolicy
 from edge_node.membership import Membership
+from edge_node.operations import Operations
 from edge_node.peers import Peers
+from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
 from edge_node.store import DiskTier, MemoryTier
 from edge_node.upstream import Upstreams
@@ -24,7 +30,7 @@ from shared.errors import ConfigError
 from shared.metrics import Metrics
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
-from shared.web.server import CONNECTION, DRAIN
+from shared.web.server import CONNECTION, DRAIN, listen
 from shared.web.session import make_session
 
 
@@ -66,7 +72,13 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         url=advertised,
         origins=settings.origin,
         server=server,
+        small_model=settings.small_model,
     )
+    upstreams.policy = LinkPolicy(
+        settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
+    )
+    operations = Operations(cache, catalog, upstreams, settings.data, clock, log)
+    scrubber = Scrubber(disk, settings.scrub, clock, log)
 
     def record() -> dict[str, Any]:
         return {
@@ -90,9 +102,22 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     )
 
     async def live(_: web.Application) -> AsyncIterator[None]:
+        token = secrets.token_urlsafe(32)
+        admin, admin_url = await listen(
+            build_admin(operations, token, clock, log), "127.0.0.1", settings.admin_port, settings.keepalive
+        )
+        try:
+            await asyncio.to_thread(write_access, settings.data, admin_url, token)
+        except OSError as error:
+            log.warning("operators cannot reach this node: its directory takes no file", reason=str(error))
+        operations.start()
         membership.start()
+        scrubber.start()
         yield
         await membership.leave()
+        await admin.cleanup()
+        await scrubber.close()
+        await operations.close()
         await catalog.close()
         await cache.close()
         await session.close()

@@ -163,6 +163,15 @@ class Cache:
         fill.join()
         return FillReader(fill, joined)
 
+    async def fetch(self, digest: Digest, size: int | None) -> None:
+        """Have a shard on this node, in the background: clients go first. Raises what a fill ends with."""
+        if self.known_size(digest) is not None:
+            return
+        fill = self.fills.get(digest, from_above=False)
+        if fill is None:
+            fill = self.fills.start(digest, size, from_above=False, background=True)
+        await fill.wait_end()
+
     async def close(self) -> None:
         """End what is under way."""
         await self.fills.close()

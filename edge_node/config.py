@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, model_validator
 
 from shared.config import HttpUrl, Name, ServiceSettings, size
+
+PROFILES: dict[str, dict[str, Any]] = {"gateway": {"memory": "64MiB", "disk": "2GiB", "small_model": "500MB"}}
 
 
 class EdgeSettings(ServiceSettings):
@@ -28,12 +30,34 @@ class EdgeSettings(ServiceSettings):
     node: Name = Field("edge", description="This node's name; unique among the nodes of a router.")
     region: Name = Field("default", description="The region this node is in.")
     advertise: HttpUrl | None = Field(None, description="URL that clients reach this node at; its own by default.")
-    weight: int = Field(1, ge=1, le=100, description="Share of the region's shards, beside the other nodes' weights.")
+    weight: int = Field(1, ge=1, le=10, description="Share of the region's shards, beside the other nodes' weights.")
     data: Path = Field(
         default_factory=lambda: Path("~/.cache/nearshard/edge").expanduser(),
         description="Directory of the disk cache.",
     )
+    profile: Literal["office", "gateway"] = Field(
+        "office", description="gateway: 64 MiB of memory, 2 GiB of disk, models under 500 MB kept first."
+    )
     memory: ByteSize = Field(size("512MiB"), ge=0, description="Bytes of shards kept in memory.")
     disk: ByteSize = Field(size("20GiB"), ge=0, description="Bytes of shards kept on disk.")
+    small_model: ByteSize = Field(
+        size("0"), ge=0, description="Shards of models up to this size are evicted after all others; 0: no difference."
+    )
+    link_rate: ByteSize = Field(size("0"), ge=0, description="Bytes a second over the link upstream; 0 is no cap.")
+    link_windows: dict[str, ByteSize] = Field(
+        default_factory=dict, description='Other caps by local time of day, as {"08:00-18:00": "2MB"}.'
+    )
+    upstream_rates: dict[HttpUrl, ByteSize] = Field(
+        default_factory=dict, description="Caps by upstream URL, on top of the node's."
+    )
+    metered: bool = Field(False, description="Fetch only what clients ask for; preheating waits.")
+    scrub: float = Field(86_400.0, ge=0, description="Seconds in which the disk cache is read through once; 0: never.")
+    admin_port: int = Field(0, ge=0, le=65535, description="Loopback port for operators; 0 picks a free one.")
     ref_lifetime: float = Field(5.0, ge=0, description="Seconds a ref is used before it is revalidated.")
     heartbeat: float = Field(2.0, gt=0, le=60, description="Seconds between heartbeats.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_profile(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A profile changes defaults; what is set by hand stays."""
+        return {**PROFILES.get(str(values.get("profile")), {}), **values}

@@ -28,14 +28,15 @@ from shared.conditional import NotModified, Whole, evaluate
 from shared.digest import Digest, hex_of
 from shared.ids import is_revision
 from shared.layout import Slice
+from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
 
-AHEAD = 4
-"""Slices opened before they are needed, so that their fills run while earlier ones are sent."""
+AHEAD, AHEAD_BYTES = 16, 32 << 20
+"""Slices, and bytes of them, that are open at once: their fills run while earlier ones are sent."""
 
 
 class Delivery:
@@ -53,9 +54,11 @@ class Delivery:
         url: str,
         origins: list[str],
         server: str,
+        small_model: int = 0,
     ) -> None:
         self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
+        self._small_model = small_model
         self.in_flight = 0
         """Requests for bytes being answered: this node's load, in its heartbeats."""
         self._counts = dict.fromkeys(Outcome, 0)
@@ -80,6 +83,7 @@ class Delivery:
         """A task or a file: many slices, their sizes known from the manifest."""
         model, ref = (path.model, path.ref) if isinstance(path, FilePath) else (path.task_id.model, path.task_id.ref)
         found = await self._catalog.resolve(model, ref)
+        self._favour(found.manifest)
         shown = representation.of_path(path, found.manifest)
         decision, span = decide(request, shown)
         slices = [] if isinstance(decision, NotModified) else list(shown.layout.cut(span))
@@ -94,6 +98,11 @@ class Delivery:
             self.short_path.learn(request.raw_path, shown, vary, any_accept=not vary)
         async with aclosing(self._pieces(iter(slices), found.manifest.shards, from_above=above)) as pieces:
             return await send(request, shown, decision, span, pieces, fields)
+
+    def _favour(self, manifest: Manifest) -> None:
+        """Remember the shards of a small model: they are evicted after all others."""
+        if self._small_model and sum(manifest.shards.values()) <= self._small_model:
+            self._cache.fills.favoured.update(manifest.shards)
 
     async def _blob(self, request: web.Request, digest: Digest) -> web.StreamResponse:
         """A shard by name: its size is known where it is held, else a source says it."""
@@ -120,9 +129,11 @@ class Delivery:
     ) -> AsyncGenerator[Piece]:
         """The bytes of ``slices`` in order, with up to AHEAD of them open."""
         window: deque[tuple[Slice, Reader]] = deque()
+        ahead = 0
         try:
             while True:
-                while len(window) < AHEAD and (piece := next(slices, None)):
+                while len(window) < AHEAD and ahead < AHEAD_BYTES and (piece := next(slices, None)):
+                    ahead += piece.length
                     reader = self._cache.open(piece.digest, sizes[piece.digest], from_above=from_above)
                     window.append((piece, reader))
                 if not window:
@@ -131,6 +142,7 @@ class Delivery:
                 async for part in self._counted(reader, piece.offset, piece.length):
                     yield part
                 window.popleft()
+                ahead -= piece.length
                 reader.close()
         finally:
             for _, reader in window:

@@ -30,17 +30,20 @@ ROUNDS = 2
 """Times that every source is tried before a fill fails."""
 BACKOFF = 0.1
 """Seconds before the second round, times a random factor of up to two."""
-OVERFLOW = 2
-"""Fills that may be held outside every budget at a time (where neither disk nor memory has room)."""
+OVERFLOW, OVERFLOW_WAIT = 4, 10.0
+"""Fills that may be held outside every budget at a time, where neither disk nor memory has room; and the seconds
+that one waits for its turn before its readers are told to try again."""
 
 
 class Fill:
     """One fill under way. Made by ``Fills`` only."""
 
-    def __init__(self, fills: Fills, digest: Digest, size: int | None, *, from_above: bool) -> None:
+    def __init__(self, fills: Fills, digest: Digest, size: int | None, *, from_above: bool, background: bool) -> None:
         self.digest = digest
         self.from_above = from_above
         """Whether a peer asked for it: then no peer is asked."""
+        self.background = background
+        """Whether no client waits for it: then it comes after all that clients wait for."""
         self.size = size
         """Bytes of the shard; None until a source has said it."""
         self.outcome = fills.predict(digest, from_above=from_above)
@@ -57,6 +60,8 @@ class Fill:
         self._overflow = False
         self._retired: list[DiskBuffer] = []
         """Buffers that were left for another one, and that readers may still hold pieces of."""
+        self._wanted = asyncio.Event()
+        """Set once a reader is not just ahead, but needs this shard now."""
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -67,15 +72,25 @@ class Fill:
 
     async def wait_size(self) -> int:
         """Bytes of the shard. Raises what the fill ended with."""
+        self._wanted.set()
         while self.size is None or self._buffer is None:
             if self.error:
                 raise self.error
             await self._changed.wait()
         return self.size
 
+    async def wait_end(self) -> None:
+        """Until it is over. Raises what it ended with."""
+        self._wanted.set()
+        while not self.verified:
+            if self.error:
+                raise self.error
+            await self._changed.wait()
+
     def join(self) -> None:
         """Count a reader in; with no await since it found this fill."""
         self._readers += 1
+        self.background = False
 
     def leave(self) -> None:
         """Count a reader out."""
@@ -87,6 +102,7 @@ class Fill:
 
         Raises what the fill ended with: UpstreamError, IntegrityError or NotFound.
         """
+        self._wanted.set()
         await self.wait_size()
         position, end = offset, offset + length
         while position < end:
@@ -138,6 +154,8 @@ class Fill:
                     self.outcome = source.outcome
                     return
                 except (NotFound, UpstreamError) as error:
+                    if error.error_code == "no_room":
+                        raise  # not the source's fault
                     self._fills.upstreams.failed(source, error)
                     self._fills.log.warning("source failed", reason=str(error))
                     failure, missing = error, missing and isinstance(error, NotFound)
@@ -150,14 +168,15 @@ class Fill:
     async def _take(self, source: Source) -> None:
         """All that is missing from one source; the digest checked at the end."""
         start = self._buffer.length if self._buffer else 0
-        async with self._fills.upstreams.open(source, self.digest, start, self.size) as body:
+        opening = self._fills.upstreams.open(source, self.digest, start, self.size, background=self.background)
+        async with opening as body:
             if self._buffer is None:
                 self.size = body.size
                 self._buffer = await self._admit(body.size)
                 self._notify()
             skip = start - body.start
             async for chunk in body.chunks:
-                self._fills.upstreams.count(source, len(chunk))
+                await self._fills.upstreams.take(source, len(chunk))
                 if skip >= len(chunk):
                     skip -= len(chunk)  # a 200 where a range was asked for: the part we have again
                     continue
@@ -172,15 +191,26 @@ class Fill:
 
     async def _admit(self, size: int) -> Buffer:
         """A place for the bytes: disk where this node owns the shard, else memory."""
-        if self._fills.upstreams.owned(self.digest) and (buffer := self._fills.disk.begin(self.digest, size)):
-            return buffer
+        if self._fills.upstreams.owned(self.digest):
+            favoured = self.digest in self._fills.favoured
+            if buffer := self._fills.disk.begin(self.digest, size, favoured=favoured):
+                return buffer
         return await self._in_memory(size)
 
     async def _in_memory(self, size: int) -> MemoryBuffer:
-        """A place in the memory tier, else one of a few places outside every budget."""
+        """A place in the memory tier, else one of a few places outside every budget.
+
+        Those few are for shards that somebody reads right now: one that was opened ahead must not keep out the
+        one that its reader needs first.
+        """
         buffer = MemoryBuffer(self._fills.memory, self.digest, size)
         if not buffer.kept:
-            await self._fills.overflow.acquire()
+            await self._wanted.wait()
+            try:
+                async with asyncio.timeout(OVERFLOW_WAIT):
+                    await self._fills.overflow.acquire()
+            except TimeoutError:
+                raise UpstreamError("no room for a shard", code="no_room") from None
             self._overflow = True
         return buffer
 
@@ -249,6 +279,8 @@ class Fills:
         self.overflow = asyncio.Semaphore(OVERFLOW)
         self._under_way: dict[tuple[Digest, bool], Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.favoured: set[Digest] = set()
+        """Shards of small models, where the operator wants those kept first."""
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -263,9 +295,9 @@ class Fills:
         ordered = self.upstreams.ordered(digest, from_above=from_above)
         return ordered[0].outcome if ordered else Outcome.FILL_ORIGIN
 
-    def start(self, digest: Digest, size: int | None, *, from_above: bool) -> Fill:
+    def start(self, digest: Digest, size: int | None, *, from_above: bool, background: bool = False) -> Fill:
         """Begin a fill of a shard that has none. ``size`` in bytes where it is known."""
-        fill = Fill(self, digest, size, from_above=from_above)
+        fill = Fill(self, digest, size, from_above=from_above, background=background)
         self._under_way[digest, from_above] = fill
         task = asyncio.create_task(fill.run(), name=f"fill {digest[:19]}")
         self._tasks.add(task)

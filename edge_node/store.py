@@ -117,7 +117,18 @@ class DiskTier:
         """A pinned entry's file (the caller closes it, then unpins); None where it is not there or damaged."""
         if digest not in self.ledger:
             return None
-        size = self.ledger.pin(digest)
+        self.ledger.touch(digest)
+        file = self.look(digest)
+        if file is not None:
+            self._touch(digest)
+        return file
+
+    def look(self, digest: Digest) -> BinaryIO | None:
+        """The same, without counting as a use."""
+        if digest not in self.ledger:
+            return None
+        size = self.ledger.size(digest)
+        self.ledger.hold(digest)
         try:
             file = self._path(digest).open("rb", buffering=0)
             if os.fstat(file.fileno()).st_size != size:
@@ -128,14 +139,13 @@ class DiskTier:
             self.ledger.unpin(digest)
             self.drop(digest)
             return None
-        self._touch(digest)
         return file
 
-    def begin(self, digest: Digest, size: int) -> DiskBuffer | None:
+    def begin(self, digest: Digest, size: int, *, favoured: bool) -> DiskBuffer | None:
         """Room and a temporary file for a fill; None where the disk cannot take it now."""
         if self._clock.monotonic() < self._rest_until or self.ledger.state(digest) is not State.ABSENT:
             return None
-        victims = self.ledger.reserve(digest, size)
+        victims = self.ledger.reserve(digest, size, favoured=favoured)
         if victims is None:
             return None
         for victim in victims:

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 
 import aiohttp
 
+from edge_node.link import LinkPolicy, Slots, Throttle
 from edge_node.peers import HOP, Peers
 from shared.clock import Clock
 from shared.digest import Digest
@@ -29,6 +31,8 @@ class Source:
 
     url: str
     outcome: Outcome
+    slots: Slots
+    throttle: Throttle
     failures: int = 0
     avoid_until: float = 0.0
 
@@ -48,12 +52,14 @@ class Upstreams:
         node: str = "edge",
     ) -> None:
         self._session = session
-        self._above = [Source(url, Outcome.FILL_PARENT) for url in parents]
-        self._above += [Source(url, Outcome.FILL_ORIGIN) for url in urls]
+        self._clock = clock
+        self._above = [self._source(url, Outcome.FILL_PARENT) for url in parents]
+        self._above += [self._source(url, Outcome.FILL_ORIGIN) for url in urls]
+        self.policy = LinkPolicy()
+        self._throttle = Throttle(clock)
         self.peers = Peers(node, 1) if peers is None else peers
         self._peer_sources: dict[str, Source] = {}
         self._node = node
-        self._clock = clock
         self._metrics = metrics
         self.received = Counter[Outcome]()
         """Body bytes by where they came from."""
@@ -69,7 +75,7 @@ class Upstreams:
         """
         now = self._clock.monotonic()
         owners = [] if from_above else self.peers.owners(digest)
-        peers = [self._peer_sources.setdefault(url, Source(url, Outcome.FILL_PEER)) for url in owners]
+        peers = [self._peer(url) for url in owners]
         return sorted([*peers, *self._above], key=lambda s: max(0.0, s.avoid_until - now))
 
     def failed(self, source: Source, error: NearshardError) -> None:
@@ -87,18 +93,37 @@ class Upstreams:
         """A source gave what was asked for."""
         source.failures, source.avoid_until = 0, 0.0
 
-    def count(self, source: Source, size: int) -> None:
-        """Body bytes that crossed the link."""
+    async def take(self, source: Source, size: int) -> None:
+        """Count body bytes that came from a source, and wait where the link's policy wants it."""
+        source.slots.count(size)
         self.received[source.outcome] += size
         self._metrics.received.labels(source.url).inc(size)
+        if source.outcome is not Outcome.FILL_PEER:
+            local = datetime.fromtimestamp(self._clock.time()).astimezone()
+            await self._throttle.take(size, self.policy.rate_at(local))
+            await source.throttle.take(size, self.policy.upstreams.get(source.url, 0))
 
     @asynccontextmanager
-    async def open(self, source: Source, digest: Digest, start: int, size: int | None) -> AsyncIterator[Body]:
-        """A shard's bytes from ``start`` on. Raises NotFound or UpstreamError."""
+    async def open(
+        self, source: Source, digest: Digest, start: int, size: int | None, *, background: bool = False
+    ) -> AsyncIterator[Body]:
+        """A shard's bytes from ``start`` on, when it is this fetch's turn. Raises NotFound or UpstreamError."""
         url = source.url + blob_path(digest)
         hop = {HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}
-        async with open_blob(self._session, url, start=start, size=size, max_size=MAX_SHARD, headers=hop) as body:
-            yield body
+        await source.slots.acquire(background=background)
+        try:
+            async with open_blob(self._session, url, start=start, size=size, max_size=MAX_SHARD, headers=hop) as body:
+                yield body
+        finally:
+            source.slots.release()
+
+    def _source(self, url: str, outcome: Outcome) -> Source:
+        return Source(url, outcome, Slots(self._clock), Throttle(self._clock))
+
+    def _peer(self, url: str) -> Source:
+        if url not in self._peer_sources:
+            self._peer_sources[url] = self._source(url, Outcome.FILL_PEER)
+        return self._peer_sources[url]
 
     async def blob_size(self, digest: Digest) -> int:
         """Bytes of a shard, by HEAD. Raises NotFound where no source has it, or UpstreamError."""

@@ -28,6 +28,7 @@ from rich.progress import (
 
 from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
 from nearshard.client import Progress as OnProgress
+from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.up import lay_out, up
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
 from shared.ids import DEFAULT_REF, parse_name
@@ -123,6 +124,89 @@ def up_command(
             log_level=log_level,
         )
     )
+
+
+Data = Annotated[
+    Path, typer.Option("--data", help="A node's data directory, or that of `nearshard up`.", envvar="NEARSHARD_DATA")
+]
+Nodes = Annotated[list[str] | None, typer.Option("--node", help="Only this node; again for more. All by default.")]
+What = Annotated[str, typer.Argument(metavar="WHAT", help="org/name, org/name:task, or a shard's digest.")]
+DEFAULT_DATA = Path("~/.local/share/nearshard")
+
+
+@app.command("preheat", epilog="Example: nearshard preheat demo/minilm:embed-3l --node north-1")
+def preheat_command(what: What, data: Data = DEFAULT_DATA, node: Nodes = None, as_json: Json = False) -> None:
+    """Fetch a model or task to nodes before anybody asks: each takes the shards that it owns."""
+    _follow("/preheat", what, data, node, as_json=as_json)
+
+
+@app.command("pin", epilog="Example: nearshard pin demo/minilm")
+def pin_command(
+    what: What,
+    data: Data = DEFAULT_DATA,
+    node: Nodes = None,
+    remove: Annotated[bool, typer.Option("--remove", help="No longer keep it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep a model or task on the nodes' disks, whatever else they need room for."""
+    if remove:
+        _print(asyncio.run(on_all(_nodes(data, node), "POST", "/unpin", {"what": what})), as_json=as_json)
+    else:
+        _follow("/pin", what, data, node, as_json=as_json)
+
+
+@app.command("purge", epilog="Example: nearshard purge demo/minilm:vocab")
+def purge_command(what: What, data: Data = DEFAULT_DATA, node: Nodes = None, as_json: Json = False) -> None:
+    """Drop a model, a task or a shard from nodes; a later request fetches it again."""
+    _print(asyncio.run(on_all(_nodes(data, node), "POST", "/purge", {"what": what})), as_json=as_json)
+
+
+@app.command("link", epilog="Example: nearshard link --rate 5MB --window 08:00-18:00=1MB --metered")
+def link_command(
+    data: Data = DEFAULT_DATA,
+    node: Nodes = None,
+    rate: Annotated[str | None, typer.Option(help="Bytes a second; 0 is no cap.")] = None,
+    window: Annotated[list[str] | None, typer.Option(help="HH:MM-HH:MM=RATE; all windows are replaced.")] = None,
+    metered: Annotated[
+        bool | None, typer.Option("--metered/--unmetered", help="Fetch only what clients ask for.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how nodes use the link upstream, or change it; changes take effect at once and last until restart."""
+    change: dict[str, object] = {}
+    if rate is not None:
+        change["rate"] = rate
+    if window:
+        change["windows"] = dict(item.partition("=")[::2] for item in window)
+    if metered is not None:
+        change["metered"] = metered
+    nodes = _nodes(data, node)
+    answer = on_all(nodes, "PUT", "/link", change) if change else on_all(nodes, "GET", "/link")
+    _print(asyncio.run(answer), as_json=as_json)
+
+
+def _nodes(data: Path, names: list[str] | None) -> list[NodeAccess]:
+    return find_nodes(data.expanduser(), names or [])
+
+
+def _follow(path: str, what: str, data: Path, names: list[str] | None, *, as_json: bool) -> None:
+    nodes = _nodes(data, names)
+    with _bar(what, quiet=as_json) as progress:
+
+        def show(jobs: Mapping[str, Mapping[str, int]]) -> None:
+            if progress:
+                progress(sum(job["bytes_done"] for job in jobs.values()), sum(job["bytes"] for job in jobs.values()))
+
+        _print(asyncio.run(follow_jobs(nodes, path, what, show)), as_json=as_json)
+
+
+def _print(answers: Mapping[str, Mapping[str, object]], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(answers) + "\n")
+        return
+    for name, answer in answers.items():
+        shown = ", ".join(f"{key} {value}" for key, value in answer.items() if value not in ("", None))
+        sys.stdout.write(f"{name}: {shown}\n")
 
 
 def _add_programs() -> None:

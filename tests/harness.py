@@ -164,12 +164,19 @@ class Lab:
         named = [f"--origin={_url(origin)}" for origin in origins]
         return self.service("router", *named, "--redis", redis, *_flags(flags))
 
-    def edge(self, *origins: Service | str, router: Service | None = None, node: str = "edge", **flags: str) -> Service:
-        """An edge node, its data kept by its name."""
+    def edge(
+        self,
+        *origins: Service | str,
+        router: Service | None = None,
+        node: str = "edge",
+        data: Path | None = None,
+        **flags: str,
+    ) -> Service:
+        """An edge node; its data in a folder of its name."""
         named = [f"--origin={_url(origin)}" for origin in origins]
         routers = [f"--router={router.url}"] if router else []
-        data = ["--data", str(self.folder / node)]
-        return self.service("edge_node", *named, *routers, *data, "--node", node, *_flags(flags), name=f"{node}")
+        where = ["--data", str(data or self.folder / node)]
+        return self.service("edge_node", *named, *routers, *where, "--node", node, *_flags(flags), name=node)
 
     def publish(self, directory: Path, model: str = "acme/tiny", *words: str) -> str:
         """Publish into this lab's store; the revision."""

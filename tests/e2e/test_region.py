@@ -38,10 +38,15 @@ def region(lab: Lab) -> tuple[Service, list[Service]]:
     return router, edges
 
 
+def wait_peers(edge: Service, count: int) -> None:
+    """Until a node knows this many members of its ring."""
+    wait_until(lambda: edge.status()["peers"] == count, f"{count} peers known to {edge.url}")
+
+
 def settle(edges: list[Service]) -> None:
     """Until every node has the whole ring (its epoch came with a heartbeat) and no fill is under way."""
     for edge in edges:
-        wait_until(lambda edge=edge: edge.status()["peers"] == len(edges), "the ring known")  # type: ignore[misc]
+        wait_peers(edge, len(edges))
 
 
 def test_a_region_takes_each_shard_over_the_link_once_and_keeps_it_on_its_owner(
@@ -102,11 +107,7 @@ async def test_nodes_with_different_rings_never_wait_on_each_other(lab: Lab) -> 
                     lab.edge, script.url, router=router, node=name, region=name, heartbeat="0.1"
                 )
             for edge in edges.values():
-                await asyncio.to_thread(
-                    wait_until,
-                    lambda edge=edge: edge.status()["peers"] == 1,  # type: ignore[misc]
-                    "the ring known",
-                )
+                await asyncio.to_thread(wait_peers, edge, 1)
             async with asyncio.timeout(10):
                 sums = await asyncio.gather(
                     *(asyncio.to_thread(fetch, f"{edge.url}/blobs/{digest}") for edge in list(edges.values()) * 10)

@@ -1,0 +1,197 @@
+"""What an operator does to a node while it runs: preheat, pin, purge, and the link's policy.
+
+``what`` is a shard's digest, a task id (``org/name:task[@ref]``: the task and its small files), or a model
+(``org/name[@ref]``: everything of it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from edge_node.cache import Cache
+from edge_node.link import LinkPolicy, parse_policy
+from edge_node.upstream import Upstreams
+from shared.catalog import Catalog
+from shared.clock import Clock
+from shared.codec import decode_json, encode_json
+from shared.digest import Digest, parse_digest
+from shared.errors import DecodeError, NearshardError, NotFound
+from shared.ids import parse_task_id
+
+AT_ONCE = 4
+"""Shards that one preheat fetches at a time; clients still go first."""
+PAUSE = 1.0
+"""Seconds between two looks whether a metered link is free again."""
+KEEP_JOBS = 100
+
+
+@dataclass
+class Job:
+    """One preheat and how far it is. Bytes and shards are those that this node owns."""
+
+    id: int
+    what: str
+    state: str = "running"
+    shards: int = 0
+    shards_done: int = 0
+    bytes: int = 0
+    bytes_done: int = 0
+    reason: str = ""
+
+
+class Operations:
+    """The operator's hand on one node."""
+
+    def __init__(
+        self, cache: Cache, catalog: Catalog, upstreams: Upstreams, data: Path, clock: Clock, log: FilteringBoundLogger
+    ) -> None:
+        self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
+        self._pins_file = data / "pins.json"
+        self._clock, self._log = clock, log
+        self._jobs: dict[int, Job] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pinned: dict[str, frozenset[Digest]] = {}
+
+    # The link
+
+    @property
+    def policy(self) -> LinkPolicy:
+        """The link's policy now."""
+        return self._upstreams.policy
+
+    def change_policy(self, document: object) -> LinkPolicy:
+        """Change some of it; takes effect with the next bytes. Raises RequestError."""
+        self._upstreams.policy = parse_policy(document, self._upstreams.policy)
+        self._log.info("link policy changed", **self._upstreams.policy.as_json())
+        return self._upstreams.policy
+
+    # Preheating
+
+    async def preheat(self, what: str) -> Job:
+        """Begin to fetch what this node owns of ``what``. Raises BadId, NotFound or UpstreamError."""
+        shards = await self._shards(what)
+        number = max(self._jobs, default=0) + 1
+        owned = {digest: size for digest, size in shards.items() if self._upstreams.owned(digest)}
+        job = self._jobs[number] = Job(number, what, shards=len(owned), bytes=sum(owned.values()))
+        for old in sorted(self._jobs)[:-KEEP_JOBS]:
+            del self._jobs[old]
+        self._own(self._run(job, owned))
+        return job
+
+    def job(self, number: int) -> Job:
+        """A preheat by its number. Raises NotFound."""
+        if number not in self._jobs:
+            raise NotFound("there is no such job", code="unknown_path")
+        return self._jobs[number]
+
+    async def _run(self, job: Job, shards: Mapping[Digest, int]) -> None:
+        waiting = iter(shards.items())
+
+        async def work() -> None:
+            for digest, size in waiting:
+                while self._upstreams.policy.metered:
+                    job.state = "paused: the link is metered"
+                    await self._clock.sleep(PAUSE)
+                job.state = "running"
+                await self._cache.fetch(digest, size)
+                job.shards_done += 1
+                job.bytes_done += size
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(AT_ONCE):
+                    group.create_task(work())
+            job.state = "done"
+        except BaseExceptionGroup as errors:
+            job.state, job.reason = "failed", str(errors.exceptions[0])
+        self._log.info("preheat ended", **asdict(job))
+
+    # Pins
+
+    async def pin(self, what: str) -> Job:
+        """Keep ``what`` on this node's disk until ``unpin``, and fetch what is missing. Raises as ``preheat``."""
+        self._pinned[what] = frozenset(await self._shards(what))
+        await self._apply_pins()
+        return await self.preheat(what)
+
+    async def unpin(self, what: str) -> None:
+        """No longer keep it. Raises NotFound for what is not pinned."""
+        if self._pinned.pop(what, None) is None:
+            raise NotFound("that is not pinned", code="unknown_path")
+        await self._apply_pins()
+
+    def pins(self) -> list[str]:
+        """What is pinned."""
+        return sorted(self._pinned)
+
+    def start(self) -> None:
+        """Take up the pins of an earlier run."""
+        self._own(self._restore_pins())
+
+    async def _restore_pins(self) -> None:
+        """What they name is looked up again; a ref may have moved."""
+        names: list[str] = []
+        with suppress(OSError, DecodeError):
+            names = decode_json(await asyncio.to_thread(self._pins_file.read_bytes))
+        for what in names:
+            try:
+                self._pinned[what] = frozenset(await self._shards(what))
+            except NearshardError as error:
+                self._pinned[what] = frozenset()
+                self._log.warning("a pin cannot be looked up", what=what, reason=str(error))
+        self._keep()
+
+    async def _apply_pins(self) -> None:
+        self._keep()
+        data = encode_json(self.pins())
+        temporary = self._pins_file.with_suffix(".tmp")
+        await asyncio.to_thread(temporary.write_bytes, data)
+        await asyncio.to_thread(temporary.replace, self._pins_file)
+
+    def _keep(self) -> None:
+        self._cache.disk.ledger.kept = frozenset().union(*self._pinned.values())
+
+    # Purging
+
+    async def purge(self, what: str) -> dict[str, int]:
+        """Drop ``what`` from memory and disk: shards and bytes that went. A later request fetches it again."""
+        gone = {"shards": 0, "bytes": 0}
+        for digest in await self._shards(what):
+            if (size := self._cache.known_size(digest)) is not None:
+                self._cache.memory.drop(digest)
+                self._cache.disk.drop(digest)
+                gone["shards"] += 1
+                gone["bytes"] += size
+        self._log.info("purged", what=what, **gone)
+        return gone
+
+    async def close(self) -> None:
+        """End what is under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _shards(self, what: str) -> dict[Digest, int]:
+        """The shards of ``what`` and their sizes (0 for a digest by itself)."""
+        if what.startswith("sha256:"):
+            digest = parse_digest(what)
+            return {digest: self._cache.known_size(digest) or 0}
+        task_id = parse_task_id(what)
+        manifest = (await self._catalog.resolve(task_id.model, task_id.ref)).manifest
+        if ":" not in what.partition("@")[0]:
+            return dict(manifest.shards)
+        task = manifest.task(task_id.task)
+        layouts = [task.layout, *(manifest.files[path] for path in task.files)]
+        return {digest: manifest.shards[digest] for layout in layouts for digest in layout.shards()}
+
+    def _own(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
