@@ -28,10 +28,11 @@ from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.metrics import Metrics
+from shared.web.announce import add_announce_route
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
 from shared.web.server import CONNECTION, DRAIN, listen
-from shared.web.session import make_session
+from shared.web.session import Sessions
 
 
 def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
@@ -41,7 +42,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     server = f"nearshard-edge {settings.node}"
     advertised = settings.advertise or url
-    session = make_session()
+    sessions = Sessions(settings.upstream_proxies)
     memory = MemoryTier(settings.memory, metrics)
     disk = DiskTier(settings.data, settings.disk, clock, metrics, log)
     try:
@@ -51,11 +52,11 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     log.info("disk cache taken up", entries=entries, bytes=disk.ledger.used, directory=str(settings.data))
     peers = Peers(settings.node, settings.replicas)
     upstreams = Upstreams(
-        session, settings.origin, clock, metrics, parents=settings.parent, peers=peers, node=settings.node
+        sessions, settings.origin, clock, metrics, parents=settings.parent, peers=peers, node=settings.node
     )
     cache = Cache(memory, disk, Fills(memory, disk, upstreams, clock, rng, metrics, log))
     catalog = Catalog(
-        session,
+        sessions,
         [*settings.parent, *settings.origin],
         clock,
         settings.node,
@@ -89,7 +90,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         }
 
     membership = Membership(
-        session,
+        sessions.direct,
         settings.router,
         settings.node,
         record,
@@ -111,6 +112,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         except OSError as error:
             log.warning("operators cannot reach this node: its directory takes no file", reason=str(error))
         operations.start()
+        sessions.resolve_ahead([*settings.parent, *settings.origin, *settings.router])
         membership.start()
         scrubber.start()
         yield
@@ -120,11 +122,12 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         await operations.close()
         await catalog.close()
         await cache.close()
-        await session.close()
+        await sessions.close()
 
     app = make_app(server, clock, metrics, log)
     app[CONNECTION] = lambda *server, **options: ShortConnection(delivery.short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
     add_routes(app, delivery, metrics)
+    add_announce_route(app, catalog.forget)
     return app

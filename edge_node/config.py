@@ -50,6 +50,9 @@ class EdgeSettings(ServiceSettings):
     upstream_rates: dict[HttpUrl, ByteSize] = Field(
         default_factory=dict, description="Caps by upstream URL, on top of the node's."
     )
+    upstream_proxies: dict[HttpUrl, str] = Field(
+        default_factory=dict, description="Proxy by upstream URL: http://, socks5:// or socks5h://host:port."
+    )
     metered: bool = Field(False, description="Fetch only what clients ask for; preheating waits.")
     scrub: float = Field(86_400.0, ge=0, description="Seconds in which the disk cache is read through once; 0: never.")
     admin_port: int = Field(0, ge=0, le=65535, description="Loopback port for operators; 0 picks a free one.")

@@ -19,7 +19,7 @@ from shared.manifest import MAX_SHARD
 from shared.metrics import Metrics
 from shared.outcome import Outcome
 from shared.paths import blob_path
-from shared.web.session import FIRST_BYTE, Body, open_blob, translated
+from shared.web.session import FIRST_BYTE, Body, Sessions, open_blob, translated
 
 PENALTY, PENALTY_MAX, WRONG_BYTES = 1.0, 30.0, 60.0
 """Seconds a source is tried last: after one failure (doubled by each further one), at most, after wrong bytes."""
@@ -42,7 +42,7 @@ class Upstreams:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        sessions: Sessions,
         urls: Sequence[str],
         clock: Clock,
         metrics: Metrics,
@@ -51,7 +51,7 @@ class Upstreams:
         peers: Peers | None = None,
         node: str = "edge",
     ) -> None:
-        self._session = session
+        self._sessions = sessions
         self._clock = clock
         self._above = [self._source(url, Outcome.FILL_PARENT) for url in parents]
         self._above += [self._source(url, Outcome.FILL_ORIGIN) for url in urls]
@@ -110,9 +110,10 @@ class Upstreams:
         """A shard's bytes from ``start`` on, when it is this fetch's turn. Raises NotFound or UpstreamError."""
         url = source.url + blob_path(digest)
         hop = {HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}
+        session = self._sessions.of(source.url)
         await source.slots.acquire(background=background)
         try:
-            async with open_blob(self._session, url, start=start, size=size, max_size=MAX_SHARD, headers=hop) as body:
+            async with open_blob(session, url, start=start, size=size, max_size=MAX_SHARD, headers=hop) as body:
                 yield body
         finally:
             source.slots.release()
@@ -133,7 +134,9 @@ class Upstreams:
             try:
                 with translated(url):
                     timeout = aiohttp.ClientTimeout(total=FIRST_BYTE)
-                    async with self._session.head(url, allow_redirects=False, timeout=timeout) as answer:
+                    async with self._sessions.of(source.url).head(
+                        url, allow_redirects=False, timeout=timeout
+                    ) as answer:
                         if answer.status == 404:
                             raise NotFound("no such shard", code="unknown_blob")
                         size = int(answer.headers.get("Content-Length", "0"))

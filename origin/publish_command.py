@@ -19,9 +19,11 @@ from origin.cutting import LIMIT, TARGET
 from origin.publish import Published, publish
 from origin.storage import Storage
 from shared.config import load, size
-from shared.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, NearshardError
+from shared.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, NearshardError, UpstreamError
 from shared.ids import parse_model, parse_ref
 from shared.manifest import MAX_SHARD
+from shared.web.announce import announce
+from shared.web.session import make_session
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -35,6 +37,10 @@ def command(
     store: Annotated[str | None, typer.Option(help="Directory or URL of the origin's store.")] = None,
     shard_target: Annotated[str, typer.Option(help="Bytes that a shard should have.")] = f"{TARGET >> 20}MiB",
     shard_limit: Annotated[str, typer.Option(help="Bytes that a shard may have.")] = f"{LIMIT >> 20}MiB",
+    router: Annotated[
+        list[str] | None,
+        typer.Option(envvar="NEARSHARD_ROUTER", help="Router to tell; again for more. It tells the edges."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Cut a model into shards, store them, and make a ref mean the result."""
@@ -60,7 +66,19 @@ def command(
                 progress=lambda done, total: bar.update(row, completed=done, total=total),
             )
         )
+    if done.changed:
+        asyncio.run(_tell(router or [], model))
     _report(done, as_json=as_json)
+
+
+async def _tell(routers: list[str], model: str) -> None:
+    """Have refs looked up at once. What cannot be told sees it when its refs' lifetime ends, a few seconds on."""
+    async with make_session() as session:
+        for url in routers:
+            try:
+                await announce(session, url.rstrip("/"), model)
+            except UpstreamError as error:
+                sys.stderr.write(f"warning: {error}; it sees the new revision when its refs' lifetime ends\n")
 
 
 def _bar() -> Bar:

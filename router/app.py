@@ -7,16 +7,18 @@ nodes that a client may try, now or when it resumes, give the same bytes.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from router.config import RouterSettings
 from router.registry import Registry
-from router.selection import Regions, parse_node
+from router.selection import Node, Regions, parse_node
 from shared import codec, plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
@@ -27,10 +29,11 @@ from shared.ids import TaskId, parse_name
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path, file_path, task_path
 from shared.representation import Representation
+from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
-from shared.web.session import make_session
+from shared.web.session import Sessions
 
 
 class RouterTier:
@@ -108,6 +111,36 @@ class RouterTier:
         return ""
 
 
+class Published:
+    """Passes announcements on to the nodes."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, registry: Registry, catalog: Catalog, log: FilteringBoundLogger
+    ) -> None:
+        self._session, self._registry, self._catalog, self._log = session, registry, catalog, log
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def heard(self, model: str) -> None:
+        """Something was published: ask anew, and have every node do so."""
+        self._catalog.forget(model)
+        for node in self._registry.snapshot.nodes.values():
+            task = asyncio.create_task(self._tell(node, model))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Stop telling."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _tell(self, node: Node, model: str) -> None:
+        try:
+            await announce(self._session, node.url, model)
+        except UpstreamError as error:
+            self._log.info("a node was not told of a publish", node=node.id, reason=str(error))
+
+
 def _key_and_target(path: TaskPath | FilePath, shown: Representation | None) -> tuple[str, str]:
     """The ring's key, and the path at a node: pinned to the revision where that is known."""
     revision = shown.revision if shown else None
@@ -161,26 +194,29 @@ def _node_id(request: web.Request) -> str:
 def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
     """A router, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
-    session = make_session()
+    sessions = Sessions()
     try:
         registry = Registry.connect(settings.redis, settings.redis_prefix, settings.ttl, clock, metrics, log)
     except ValueError as error:
         raise ConfigError(f"router.redis: {error}") from error
     if not settings.redis:
         log.info("no Redis: the membership is in this process alone")
-    catalog = Catalog(session, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
+    catalog = Catalog(sessions, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
     regions = Regions(settings.networks, settings.default_region)
+    published = Published(sessions.direct, registry, catalog, log)
     tier = RouterTier(registry, catalog, regions, origins=settings.origin, count=settings.candidates)
 
     async def live(_: web.Application) -> AsyncIterator[None]:
         registry.start()
         yield
+        await published.close()
         await registry.close()
         await catalog.close()
-        await session.close()
+        await sessions.close()
 
     app = make_app("nearshard-router", clock, metrics, log)
     app.cleanup_ctx.append(live)
     add_routes(app, tier, metrics)
     add_membership_routes(app, registry, settings.ttl)
+    add_announce_route(app, published.heard)
     return app

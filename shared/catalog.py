@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
-
 from shared import manifest as manifests
 from shared.clock import Clock
 from shared.codec import decode_json, encode_json
@@ -31,7 +29,7 @@ from shared.manifest import MAX_MANIFEST, Manifest
 from shared.outcome import Outcome, cache_status
 from shared.paths import ModelPath, ModelsPath, manifest_path
 from shared.web.reads import Listing, Resolved
-from shared.web.session import fetch
+from shared.web.session import Sessions, fetch
 
 T = TypeVar("T")
 
@@ -65,7 +63,7 @@ class Catalog:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        sessions: Sessions,
         upstreams: Sequence[str],
         clock: Clock,
         name: str,
@@ -73,7 +71,7 @@ class Catalog:
         lifetime: float,
         directory: Path | None = None,
     ) -> None:
-        self._session = session
+        self._sessions = sessions
         self._upstreams = list(upstreams)
         self._clock = clock
         self._name = name
@@ -156,7 +154,7 @@ class Catalog:
         for upstream in self._upstreams:
             try:
                 answer = await fetch(
-                    self._session,
+                    self._sessions.of(upstream),
                     upstream + manifest_path(model, ref),
                     limit=MAX_MANIFEST,
                     headers={"If-None-Match": f'"{etag}"'} if etag else {},
@@ -184,7 +182,7 @@ class Catalog:
             try:
                 headers = {"If-None-Match": known.etag} if known else {}
                 answer = await fetch(
-                    self._session,
+                    self._sessions.of(upstream),
                     upstream + target,
                     limit=MAX_LISTING,
                     headers=headers,
@@ -229,7 +227,7 @@ class Catalog:
         for upstream in self._upstreams:
             url = upstream + manifest_path(model, revision)
             try:
-                answer = await fetch(self._session, url, limit=MAX_MANIFEST, missing="unknown_revision")
+                answer = await fetch(self._sessions.of(upstream), url, limit=MAX_MANIFEST, missing="unknown_revision")
                 if digest_of(answer.body) != revision:
                     raise IntegrityError(f"{url} does not match its digest")
                 return await self._keep(model, revision, answer.body)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+import socket
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import aiohttp
+from aiohttp_socks import ProxyConnector
 
 from shared import codec
+from shared.clock import SystemClock
 from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
 from shared.ids import parse_name
+from shared.web.resolver import AheadResolver
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
 """Seconds to connect, until the head of an answer, and between two reads."""
@@ -26,10 +30,22 @@ SLOW_FOR, SLOW_RATE = 10.0, 10_000
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
-def make_session() -> aiohttp.ClientSession:
-    """The session of a process; close it at the end. Callers bound how much they ask for at once."""
+def make_session(proxy: str | None = None, resolver: AheadResolver | None = None) -> aiohttp.ClientSession:
+    """A session; close it at the end. Callers bound how much they ask for at once.
+
+    ``proxy``: ``http://``, ``socks5://`` or ``socks5h://``, for all requests of the session. ``resolver``: one of
+    its own by default.
+    """
+    connector: aiohttp.BaseConnector
+    if proxy and proxy.startswith("socks"):
+        connector, proxy = ProxyConnector.from_url(proxy.replace("socks5h:", "socks5:"), rdns=True, limit=0), None
+    else:
+        connector = aiohttp.TCPConnector(
+            limit=0, use_dns_cache=False, resolver=resolver or AheadResolver(SystemClock()), family=socket.AF_UNSPEC
+        )
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10),
+        connector=connector,
+        proxy=proxy,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=IDLE),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
@@ -38,6 +54,30 @@ def make_session() -> aiohttp.ClientSession:
         raise_for_status=False,
         read_bufsize=1 << 18,
     )
+
+
+class Sessions:
+    """The sessions of a process: one for all, and one for each upstream that has a proxy of its own."""
+
+    def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
+        """``proxies``: proxy URL by base URL of the upstream."""
+        self._resolver = AheadResolver(SystemClock())
+        self.direct = make_session(resolver=self._resolver)
+        self._proxied = {base: make_session(proxy) for base, proxy in (proxies or {}).items()}
+
+    def of(self, base: str) -> aiohttp.ClientSession:
+        """The session for an upstream."""
+        return self._proxied.get(base, self.direct)
+
+    def resolve_ahead(self, urls: Iterable[str]) -> None:
+        """Look up the hosts of upstreams before they are needed; a proxy does so by itself."""
+        self._resolver.ahead(url for url in urls if url not in self._proxied)
+
+    async def close(self) -> None:
+        """Close them all."""
+        for session in (self.direct, *self._proxied.values()):
+            await session.close()
+        await self._resolver.close()
 
 
 @dataclass(frozen=True)

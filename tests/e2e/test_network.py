@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -103,6 +104,30 @@ def test_a_moved_ref_is_seen_after_its_lifetime_and_stale_while_the_origin_is_aw
     edge.kill()
     edge.start()
     assert "stale" in cache_status(f"{edge.url}/shards/acme/tiny"), "also after a restart"
+
+
+def test_a_publish_is_seen_at_once_where_the_router_is_told(lab: Lab, tmp_path: Path) -> None:
+    make_model(tmp_path / "model", seed=1)
+    lab.publish(tmp_path / "model")
+    origin = lab.origin()
+    router = lab.router(origin, ref_lifetime="3600")
+    edge = lab.edge(origin, router=router, region="default", ref_lifetime="3600")
+    wait_nodes(router, 1)
+
+    def revision(service: Service) -> str:
+        accept = "application/vnd.nearshard.plan+json"
+        return str(get_json(f"{service.url}/shards/acme/tiny", Accept=accept)["revision"])
+
+    before = {revision(router), revision(edge)}
+    make_model(tmp_path / "model", seed=2)
+    after = lab.publish(tmp_path / "model", "acme/tiny", "--router", router.url)
+    assert before != {after}
+    for service in (router, edge):
+        wait_until(functools.partial(_is, after, revision, service), "the new revision", deadline=5)
+
+
+def _is(expected: str, ask: Callable[[Service], str], service: Service) -> bool:
+    return ask(service) == expected
 
 
 def test_curl_follows_the_router_and_resumes(lab: Lab, tmp_path: Path, need: Callable[[str], str]) -> None:

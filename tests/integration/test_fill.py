@@ -22,7 +22,7 @@ from shared.errors import IntegrityError, NotFound, UpstreamError
 from shared.metrics import Metrics
 from shared.outcome import Outcome
 from shared.web.send import FileRegion
-from shared.web.session import make_session
+from shared.web.session import Sessions
 from tests import scripted
 from tests.scripted import Act, Script, source
 
@@ -85,18 +85,18 @@ def edge(tmp_path: Path) -> Edge:
 
     @asynccontextmanager
     async def make(*sources: Script, memory: int = 8 << 20, disk: int = 64 << 20) -> AsyncIterator[Node]:
-        session, clock, metrics, logger = make_session(), QuickClock(), Metrics(), log.get("test")
+        sessions, clock, metrics, logger = Sessions(), QuickClock(), Metrics(), log.get("test")
         memory_tier = MemoryTier(memory, metrics)
         disk_tier = DiskTier(tmp_path, disk, clock, metrics, logger)
         disk_tier.recover()
-        upstreams = Upstreams(session, [script.url for script in sources], clock, metrics)
+        upstreams = Upstreams(sessions, [script.url for script in sources], clock, metrics)
         fills = Fills(memory_tier, disk_tier, upstreams, clock, random.Random(0), metrics, logger)
         node = Node(Cache(memory_tier, disk_tier, fills), upstreams, tmp_path)
         try:
             yield node
         finally:
             await node.cache.close()
-            await session.close()
+            await sessions.close()
 
     return make
 
