@@ -73,6 +73,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         url=advertised,
         origins=settings.origin,
         server=server,
+        clock=clock,
         small_model=settings.small_model,
     )
     upstreams.policy = LinkPolicy(

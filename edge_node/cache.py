@@ -16,7 +16,7 @@ from edge_node.fill import Fill, Fills
 from edge_node.ledger import State
 from edge_node.store import DiskTier, MemoryTier
 from shared.digest import Digest
-from shared.errors import NearshardError
+from shared.errors import LocalError, NearshardError
 from shared.outcome import Outcome
 from shared.web.send import FileRegion, Piece
 
@@ -140,7 +140,10 @@ class Cache:
         return None
 
     def open_held(self, digest: Digest) -> MemoryReader | DiskReader | None:
-        """Open a shard that is held whole, from memory or from disk; None for any other."""
+        """Open a shard that is held whole, from memory or from disk; None for any other.
+
+        Raises LocalError (``busy``) where this process cannot open more files.
+        """
         if digest in self.memory:
             self.memory.ledger.pin(digest)
             return MemoryReader(self.memory, digest, self.memory.view(digest))
@@ -184,7 +187,10 @@ class Cache:
             return
         if self.memory.ledger.state(digest) is not State.ABSENT or not self.memory.reserve(digest, size):
             return
-        file = self.disk.open(digest)
+        try:
+            file = self.disk.open(digest)
+        except LocalError:
+            file = None
         if file is None:
             self.memory.release(digest)
             return

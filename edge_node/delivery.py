@@ -24,6 +24,7 @@ from edge_node.short_path import ShortPath
 from edge_node.upstream import Upstreams
 from shared import plan, representation
 from shared.catalog import Catalog
+from shared.clock import Clock
 from shared.conditional import NotModified, Whole, evaluate
 from shared.digest import Digest, hex_of
 from shared.ids import is_revision
@@ -54,6 +55,7 @@ class Delivery:
         url: str,
         origins: list[str],
         server: str,
+        clock: Clock,
         small_model: int = 0,
     ) -> None:
         self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
@@ -67,7 +69,7 @@ class Delivery:
         """What the metrics were told of counts and bytes."""
         self._metrics = metrics
         metrics.before_render.append(self._tell_metrics)
-        self.short_path = ShortPath(cache, node, server, self._count)
+        self.short_path = ShortPath(cache, node, server, clock, self._count)
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """Steps 2 to 5 for a task, a file or a shard. Raises RequestError or UpstreamError."""

@@ -146,28 +146,36 @@ class Fill:
         for attempt in range(ROUNDS):
             if attempt:
                 await self._fills.clock.sleep(BACKOFF * (1 + self._fills.random.random()))
-            missing = True
+            again = False
             for source in self._fills.upstreams.ordered(self.digest, from_above=self.from_above):
+                had = self._length
                 try:
                     await self._take(source)
                     self._fills.upstreams.worked(source)
                     self.outcome = source.outcome
                     return
                 except (NotFound, UpstreamError) as error:
-                    if error.error_code == "no_room":
+                    if error.error_code in ("no_room", "busy"):
                         raise  # not the source's fault
                     self._fills.upstreams.failed(source, error)
                     self._fills.log.warning("source failed", reason=str(error))
-                    failure, missing = error, missing and isinstance(error, NotFound)
+                    failure = error
+                    late = error.error_code == "upstream_timeout" and self._length == had
+                    again = again or not (late or isinstance(error, NotFound))
                     if isinstance(error, IntegrityError) and self._given:
                         raise  # readers have some of the wrong bytes: their responses must end short
-            if missing:
-                break  # everybody answered, nobody has it: asking again will not help
+            if not again:
+                break  # nobody has it, or nobody answers: readers have waited long enough
         raise failure
+
+    @property
+    def _length(self) -> int:
+        """Bytes reached."""
+        return self._buffer.length if self._buffer else 0
 
     async def _take(self, source: Source) -> None:
         """All that is missing from one source; the digest checked at the end."""
-        start = self._buffer.length if self._buffer else 0
+        start = self._length
         opening = self._fills.upstreams.open(source, self.digest, start, self.size, background=self.background)
         async with opening as body:
             if self._buffer is None:

@@ -12,6 +12,7 @@ from structlog.typing import FilteringBoundLogger
 from edge_node.store import DiskTier
 from shared.clock import Clock
 from shared.digest import Digest, hex_of
+from shared.errors import LocalError
 
 BLOCK = 1 << 20
 LEAST_PAUSE = 0.05
@@ -52,7 +53,10 @@ class Scrubber:
 
     async def check(self, digest: Digest) -> bool:
         """Whether a shard on disk is what it was; one that is not is dropped, and fetched when it is asked for."""
-        file = self._disk.look(digest)
+        try:
+            file = self._disk.look(digest)
+        except LocalError:
+            return True  # the next cycle looks again
         if file is None:
             return False
         try:

@@ -29,9 +29,10 @@ from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 
 from edge_node.cache import Cache, DiskReader, MemoryReader
+from shared.clock import Clock
 from shared.conditional import Conditions, NotModified, Whole, evaluate
 from shared.digest import parse_digest
-from shared.errors import BadId
+from shared.errors import BadId, LocalError
 from shared.layout import Slice
 from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
@@ -42,8 +43,8 @@ MAX_REQUEST = 4096
 """Bytes of a request that is still plain."""
 MAX_HELD_BACK = 64 << 10
 """Bytes that may arrive while an answer is being sent; then reading stops."""
-BLOCKS = 1_000
-"""Blocks of fields kept with what they mean."""
+REQUESTS = 4_000
+"""Requests kept with what they mean."""
 KNOWN = 20_000
 """Paths kept with their fields."""
 TURN = 4 << 20
@@ -67,6 +68,8 @@ class Known:
     """Fields beside those of the representation (Vary)."""
     any_accept: bool
     """Whether Accept makes no difference to it."""
+    quoted: bytes
+    """The entity tag as a field has it."""
     heads: dict[Outcome | None, bytes] = field(default_factory=dict)
     """Status line and fields of a 200, up to the date, by outcome."""
     heads_304: dict[Outcome | None, bytes] = field(default_factory=dict)
@@ -109,36 +112,42 @@ def parse_fields(block: bytes) -> PlainFields | None:
     return PlainFields(fields.get(b"accept", b"*/*"), fields.get(b"if-none-match", b""))
 
 
-_NOT_PLAIN = PlainFields(b"", b"")
-
-
 class ShortPath:
     """What a node can answer without aiohttp: shared by its connections."""
 
-    def __init__(self, cache: Cache, node: str, server: str, count: Callable[[Outcome, int], None]) -> None:
+    def __init__(
+        self, cache: Cache, node: str, server: str, clock: Clock, count: Callable[[Outcome, int], None]
+    ) -> None:
         """``count`` is told of each slice that was sent: how it was had, and its bytes."""
         self.cache, self.count = cache, count
+        self._clock = clock
         self._node = node
         self._end = f"\r\nServer: {server}\r\n\r\n".encode()
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._blocks: dict[bytes, PlainFields] = {}
+        self._requests: dict[bytes, tuple[bytes, PlainFields]] = {}
+        self._second, self._date = 0, b""
 
     def learn(self, target: str, shown: Representation, fields: Mapping[str, str], *, any_accept: bool) -> None:
         """The long path has answered ``target``, which will never mean anything else."""
-        known = Known(shown, tuple(shown.layout.cut(shown.layout.whole)), fields, any_accept)
+        known = Known(
+            shown, tuple(shown.layout.cut(shown.layout.whole)), fields, any_accept, f'"{shown.etag}"'.encode()
+        )
         self._remember(target.encode(), known)
 
     def plain(self, data: bytes) -> tuple[bytes, PlainFields] | None:
-        """The plain request that ``data`` is. A client sends the same fields each time: they are parsed once."""
+        """The plain request that ``data`` is. What is hot is asked for in the same words: those are parsed once."""
+        if known := self._requests.get(data):
+            return known
         line = parse_line(data)
         if line is None:
             return None
-        target, block = line
-        if (fields := self._blocks.get(block)) is None:
-            if len(self._blocks) >= BLOCKS:
-                self._blocks.clear()
-            fields = self._blocks[block] = parse_fields(block) or _NOT_PLAIN
-        return None if fields is _NOT_PLAIN else (target, fields)
+        fields = parse_fields(line[1])
+        if fields is None:
+            return None
+        if len(self._requests) >= REQUESTS:
+            self._requests.clear()
+        found = self._requests[data] = line[0], fields
+        return found
 
     def find(self, target: bytes, fields: PlainFields) -> Known | None:
         """What a request asks for, where it can be answered here."""
@@ -165,7 +174,10 @@ class ShortPath:
         """Every slice, pinned; None (and nothing pinned) where one is not held whole right now."""
         opened: list[Held] = []
         for piece in known.slices:
-            reader = self.cache.open_held(piece.digest)
+            try:
+                reader = self.cache.open_held(piece.digest)
+            except LocalError:
+                reader = None  # no descriptor for it: the long path says so
             if reader is None:
                 for held in opened:
                     held.reader.close()
@@ -184,7 +196,14 @@ class ShortPath:
             lines = [f"HTTP/1.1 {status} {'OK' if status == 200 else 'Not Modified'}"]
             lines += [f"{name}: {value}" for name, value in fields.items()]
             head = heads[outcome] = "\r\n".join([*lines, "Date: "]).encode()
-        return head + rfc822_formatted_time().encode() + self._end
+        return head + self._dated()
+
+    def _dated(self) -> bytes:
+        """The date, which is the same for a second, and what comes after it."""
+        second = int(self._clock.time())
+        if second != self._second:
+            self._second, self._date = second, rfc822_formatted_time().encode() + self._end
+        return self._date
 
     def _blob(self, target: bytes) -> Known | None:
         try:
@@ -195,7 +214,7 @@ class ShortPath:
         if size is None:
             return None
         shown = of_blob(digest, size)
-        known = Known(shown, shown.layout.slices, {}, any_accept=True)
+        known = Known(shown, shown.layout.slices, {}, any_accept=True, quoted=f'"{shown.etag}"'.encode())
         self._remember(target, known)
         return known
 
@@ -272,6 +291,8 @@ class ShortConnection(Connection):
         if known is None or transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return False
         if fields.if_none_match:
+            if fields.if_none_match == known.quoted:
+                return self._not_modified(known)
             asked = Conditions("GET", if_none_match=(fields.if_none_match.decode(),))
             decision = evaluate(asked, known.shown.etag, None)
             if isinstance(decision, NotModified):
@@ -280,13 +301,16 @@ class ShortConnection(Connection):
             transport.write(answer)
             self._wait_for_next()
             return True
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError:
+            return False  # no descriptor for it
         opened = path.open(known)
         if opened is None:
             return False
         outcome = dearest([held.reader.outcome for held in opened])
         head = path.head(known, Whole(), outcome)
-        if self._socket is None:
-            self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self._sending = _Sending(self, path, self._socket, head, opened)
         self._sending.go_on()
         return True
@@ -330,9 +354,11 @@ class _Sending:
         self._offset = 0
         """Bytes of the first waiting slice that are sent."""
         self._taken = 0
+        """Bytes that the client has taken since ``_since``."""
         self._loop = asyncio.get_running_loop()
         self._watched = False
-        self._deadline = self._loop.call_later(STALL, self._check, 0)
+        self._since = self._loop.time()
+        self._deadline = self._loop.call_later(STALL, self._check)
         self.done: asyncio.Future[None] = self._loop.create_future()
 
     def go_on(self) -> None:
@@ -377,6 +403,8 @@ class _Sending:
             if not sent:
                 raise OSError("a cached file is shorter than it was")
         self._taken += sent
+        if self._taken >= LEAST:  # its time begins anew: what socket buffers took at first buys it no more
+            self._taken, self._since = 0, self._loop.time()
         self._offset += sent
         if self._offset == piece.length:
             self._waiting.popleft()
@@ -390,12 +418,12 @@ class _Sending:
             self._watched = True
             self._loop.add_writer(self._socket.fileno(), self.go_on)
 
-    def _check(self, taken: int) -> None:
-        """Every STALL seconds: a client that took almost nothing is cut off."""
-        if self._taken - taken < LEAST:
+    def _check(self) -> None:
+        """A client that took less than LEAST bytes in STALL seconds is cut off."""
+        if self._loop.time() - self._since >= STALL:
             self._abort()
         else:
-            self._deadline = self._loop.call_later(STALL, self._check, self._taken)
+            self._deadline = self._loop.call_at(self._since + STALL, self._check)
 
     def _abort(self) -> None:
         self.stop()

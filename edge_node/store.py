@@ -24,8 +24,10 @@ from structlog.typing import FilteringBoundLogger
 from edge_node.ledger import Ledger, State
 from shared.clock import Clock
 from shared.digest import Digest, hex_of
+from shared.errors import LocalError
 from shared.metrics import Metrics
 from shared.web.send import FileRegion, Piece
+from shared.web.session import SHORT
 
 REST = 30.0
 """Seconds that a disk which refused a write is left alone."""
@@ -114,7 +116,10 @@ class DiskTier:
         return self.ledger.statistics().entries
 
     def open(self, digest: Digest) -> BinaryIO | None:
-        """A pinned entry's file (the caller closes it, then unpins); None where it is not there or damaged."""
+        """A pinned entry's file (the caller closes it, then unpins); None where it is not there or damaged.
+
+        Raises as ``look``.
+        """
         if digest not in self.ledger:
             return None
         self.ledger.touch(digest)
@@ -124,7 +129,7 @@ class DiskTier:
         return file
 
     def look(self, digest: Digest) -> BinaryIO | None:
-        """The same, without counting as a use."""
+        """The same, without counting as a use. Raises LocalError (``busy``): this process cannot open more files."""
         if digest not in self.ledger:
             return None
         size = self.ledger.size(digest)
@@ -135,8 +140,10 @@ class DiskTier:
                 file.close()
                 raise OSError(errno.EIO, "not the size that was committed")
         except OSError as error:
-            self._log.warning("cached shard is unusable", shard=digest, reason=str(error))
             self.ledger.unpin(digest)
+            if error.errno in SHORT:
+                raise LocalError(f"a cached shard cannot be opened now: {error}", code="busy") from error
+            self._log.warning("cached shard is unusable", shard=digest, reason=str(error))
             self.drop(digest)
             return None
         return file

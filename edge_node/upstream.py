@@ -25,6 +25,12 @@ PENALTY, PENALTY_MAX, WRONG_BYTES = 1.0, 30.0, 60.0
 """Seconds a source is tried last: after one failure (doubled by each further one), at most, after wrong bytes."""
 
 
+class NotAsked(UpstreamError):
+    """A source that was not asked: meanwhile it let somebody else wait in vain."""
+
+    code = "upstream_timeout"
+
+
 @dataclass
 class Source:
     """One upstream and how it did lately."""
@@ -35,6 +41,8 @@ class Source:
     throttle: Throttle
     failures: int = 0
     avoid_until: float = 0.0
+    late_at: float = float("-inf")
+    """When it last let its time run out."""
 
 
 class Upstreams:
@@ -80,8 +88,10 @@ class Upstreams:
 
     def failed(self, source: Source, error: NearshardError) -> None:
         """Count a failure against a source; what is missing there is not its fault."""
-        if isinstance(error, NotFound):
+        if isinstance(error, NotFound | NotAsked):
             return
+        if error.error_code == "upstream_timeout":
+            source.late_at = self._clock.monotonic()
         source.failures += 1
         seconds = min(PENALTY_MAX, PENALTY * 2 ** min(source.failures - 1, 8))
         if isinstance(error, IntegrityError):
@@ -107,12 +117,18 @@ class Upstreams:
     async def open(
         self, source: Source, digest: Digest, start: int, size: int | None, *, background: bool = False
     ) -> AsyncIterator[Body]:
-        """A shard's bytes from ``start`` on, when it is this fetch's turn. Raises NotFound or UpstreamError."""
+        """A shard's bytes from ``start`` on, when it is this fetch's turn. Raises NotFound or UpstreamError.
+
+        Those that wait for their turn at a source that does not answer do not each try it: they would wait for ever.
+        """
         url = source.url + blob_path(digest)
         hop = {HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}
         session = self._sessions.of(source.url)
+        since = self._clock.monotonic()
         await source.slots.acquire(background=background)
         try:
+            if source.late_at > since:
+                raise NotAsked(f"{source.url} let others wait in vain")
             async with open_blob(session, url, start=start, size=size, max_size=MAX_SHARD, headers=hop) as body:
                 yield body
         finally:
