@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
+from uvloop import new_event_loop
 
 from shared import log
 from shared.clock import Clock, SystemClock
@@ -24,6 +25,7 @@ def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None
     try:
         settings = load(settings_type, sys.argv[1:] if argv is None else argv)
         logger = log.configure(settings.log_level, settings.log_format, settings_type.service)
-        asyncio.run(run(lambda url: build(settings, url, SystemClock(), logger), settings, logger))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(run(lambda url: build(settings, url, SystemClock(), logger), settings, logger))
     except ConfigError as error:
         fail(error)

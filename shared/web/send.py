@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -15,9 +17,12 @@ from shared.errors import DiskError
 from shared.layout import Span
 from shared.representation import BINARY, Representation
 from shared.web.middleware import BODY_BEGUN
+from shared.web.wire import Wire
 
 UNIT = 256 << 10
 """Bytes handed to the kernel at a time; a client has STALL seconds to take them."""
+COPIED = 32 << 10
+"""Bytes of memory handed to the transport at a time: it copies what the socket does not take, for each reader."""
 STALL = 25.0
 """Seconds: below 10 KB/s a reader is cut off."""
 SMALL = 64 << 10
@@ -31,9 +36,26 @@ class FileRegion:
     file: BinaryIO
     offset: int
     length: int
+    broken: Callable[[], None] | None = None
+    """Called where the disk fails to give these bytes: they are not to be relied on any more."""
 
 
 Piece = memoryview | FileRegion
+UNREADABLE = (errno.EIO, errno.ESTALE, errno.EBADMSG)
+"""What the kernel says where it is the file, not the client, that fails."""
+
+
+@contextmanager
+def reading(region: FileRegion) -> Iterator[None]:
+    """Reads of a file: where the disk fails, its owner is told. Raises DiskError."""
+    try:
+        yield
+    except (OSError, DiskError) as error:
+        if isinstance(error, OSError) and error.errno not in UNREADABLE:
+            raise
+        if region.broken:
+            region.broken()
+        raise DiskError(f"a cached file cannot be read: {error}") from error
 
 
 def conditions(request: web.Request) -> Conditions:
@@ -94,9 +116,14 @@ async def send(
     response = web.StreamResponse(status=status, headers=headers)
     request[BODY_BEGUN] = response
     await response.prepare(request)
-    await _send_piece(request, response, first)
-    async for piece in pieces:
-        await _send_piece(request, response, piece)
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client left")
+    transport.set_write_buffer_limits(0)  # so that drain() means: all is with the kernel
+    with Wire(transport) as wire:
+        await _send_piece(request, transport, response, wire, first)
+        async for piece in pieces:
+            await _send_piece(request, transport, response, wire, piece)
     await response.write_eof()
     return response
 
@@ -109,28 +136,34 @@ async def _collect(pieces: AsyncIterator[Piece]) -> bytes:
 
 
 def _read(region: FileRegion) -> bytes:
-    return os.pread(region.file.fileno(), region.length, region.offset)
+    return bytes(_read_unit(region, 0, region.length))
 
 
-async def _send_piece(request: web.Request, response: web.StreamResponse, piece: Piece) -> None:
+async def _send_piece(
+    request: web.Request, transport: asyncio.Transport, response: web.StreamResponse, wire: Wire, piece: Piece
+) -> None:
     length = len(piece) if isinstance(piece, memoryview) else piece.length
-    loop = asyncio.get_running_loop()
+    through_python = transport.get_extra_info("sslcontext") is not None  # the kernel does not encrypt
     for start in range(0, length, UNIT):
         size = min(UNIT, length - start)
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client left")
         try:
             async with asyncio.timeout(STALL):
-                if isinstance(piece, memoryview):
-                    await response.write(piece[start : start + size])
-                else:
-                    sent = await loop.sendfile(transport, piece.file, piece.offset + start, size)
-                    if sent != size:
-                        raise DiskError("a cached file is shorter than it was")
+                if isinstance(piece, FileRegion) and not through_python:
+                    await request.writer.drain()
+                    with reading(piece):
+                        await wire.sendfile(piece.file, piece.offset + start, size)
+                    continue
+                unit = piece[start : start + size] if isinstance(piece, memoryview) else _read_unit(piece, start, size)
+                for at in range(0, size, COPIED):
+                    await response.write(unit[at : at + COPIED])
         except TimeoutError:
             transport.abort()  # nothing is being read at the other end: there is nobody to be polite to
             raise ConnectionResetError("the client reads too slowly") from None
-        except (RuntimeError, AttributeError) as error:
-            # asyncio raises these for a transport that closed under sendfile
-            raise ConnectionResetError("the client left") from error
+
+
+def _read_unit(region: FileRegion, start: int, size: int) -> memoryview:
+    with reading(region):
+        data = os.pread(region.file.fileno(), size, region.offset + start)
+        if len(data) != size:
+            raise DiskError("a cached file is shorter than it was")
+    return memoryview(data)

@@ -7,6 +7,7 @@ connection handler's ``handle_error`` is ours.
 from __future__ import annotations
 
 import asyncio
+import resource
 import secrets
 import signal
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aiohttp import http_parser, web
 from aiohttp.web_protocol import RequestHandler
@@ -24,6 +26,7 @@ from shared.codec import encode_json
 from shared.config import ServiceSettings
 from shared.errors import ConfigError
 from shared.web.middleware import problem
+from shared.web.session import SHORT
 
 DRAIN: web.AppKey[Callable[[], Awaitable[None]]] = web.AppKey("drain")
 """Awaited when the service is told to stop, while it still listens."""
@@ -42,6 +45,23 @@ class Limits:
     per_address: int = 256
     congestion: str = ""
     """TCP congestion control of sending sockets, where the kernel has it."""
+
+
+FILES, FILES_KEPT, FILES_EACH = 1 << 16, 64, 3
+"""Descriptors that a service asks the system for; that are not for its clients; and that a client may cost: its
+connection, the same once more to send by, and a shard."""
+
+
+def fit(connections: int) -> int:
+    """As many of these connections as this process may have descriptors for, after asking for more of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return (
+        connections if soft == resource.RLIM_INFINITY else max(1, min(connections, (soft - FILES_KEPT) // FILES_EACH))
+    )
 
 
 LIMITS: web.AppKey[Limits] = web.AppKey("limits")
@@ -179,12 +199,13 @@ async def run(build: Callable[[str], web.Application], settings: ServiceSettings
     """Serve until SIGTERM or SIGINT, then drain. ``build`` gets the service's own base URL."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_say_shortage(log))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if not settings.port:
         settings = settings.model_copy(update={"port": free_port()})
     app = build(f"http://{_host(settings.host)}:{settings.port}")
-    app[LIMITS] = Limits(settings.connections, settings.connections_per_address, settings.congestion)
+    app[LIMITS] = Limits(fit(settings.connections), settings.connections_per_address, settings.congestion)
     try:
         runner, url = await listen(app, settings.host, settings.port, settings.keepalive)
     except OSError as error:
@@ -201,6 +222,23 @@ async def run(build: Callable[[str], web.Application], settings: ServiceSettings
             await drain()
     finally:
         await runner.cleanup()
+
+
+def _say_shortage(log: FilteringBoundLogger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """What the event loop does about errors that nobody catches. Without descriptors, asyncio accepts again after a
+    second; it would log a traceback for each place in the backlog."""
+    said_at = float("-inf")
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal said_at
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in SHORT:
+            loop.default_exception_handler(context)
+        elif loop.time() - said_at >= 1:
+            said_at = loop.time()
+            log.warning("no descriptors are left: new clients wait", reason=str(error))
+
+    return handle
 
 
 def write_ready(file: Path, document: object) -> None:

@@ -8,6 +8,7 @@ than was asked for, is an UpstreamError however politely it ended.
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -27,6 +28,8 @@ CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
 """Seconds to connect, until the head of an answer, and between two reads."""
 SLOW_FOR, SLOW_RATE = 10.0, 10_000
 """A body that brings fewer than SLOW_RATE bytes a second for SLOW_FOR seconds is left for another source."""
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+"""What the kernel says where this process has too little of something: no file's and no source's fault."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
@@ -217,4 +220,5 @@ def translated(url: str) -> Iterator[None]:
         raise UpstreamError(f"{url} did not answer in time", code="upstream_timeout") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         reason = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else str(error)
-        raise UpstreamError(f"{url} failed: {reason or type(error).__name__}") from error
+        code = "busy" if isinstance(error, OSError) and error.errno in SHORT else None  # ours, not the source's
+        raise UpstreamError(f"{url} failed: {reason or type(error).__name__}", code=code) from error

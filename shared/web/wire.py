@@ -1,0 +1,59 @@
+"""Files to sockets without passing through Python, on any event loop.
+
+uvloop has no sendfile, and asyncio lets nobody watch a descriptor that a transport owns. So bytes of files are sent
+on a duplicate of the socket, when the transport has nothing of its own to send; the loop watches the duplicate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from shared.errors import DiskError
+
+
+class Wire:
+    """A duplicate of a connection's socket. A context manager: while it is open, so is the connection."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Raises ConnectionResetError where the connection is closed already."""
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            raise ConnectionResetError("the client left")
+        self._socket = socket.socket(fileno=os.dup(sock.fileno()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    async def sendfile(self, file: BinaryIO, offset: int, size: int) -> None:
+        """Send ``size`` bytes of ``file`` from ``offset`` on. The transport's own buffer must be empty.
+
+        Raises ConnectionError where the client is gone, DiskError where the file is shorter than that.
+        """
+        while size:
+            try:
+                sent = os.sendfile(self._socket.fileno(), file.fileno(), offset, size)
+            except BlockingIOError:
+                await self._writable()
+                continue
+            if not sent:
+                raise DiskError("a cached file is shorter than it was")
+            offset, size = offset + sent, size - sent
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        descriptor = self._socket.fileno()
+        loop.add_writer(descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_writer(descriptor)
