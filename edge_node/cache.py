@@ -82,7 +82,11 @@ class DiskReader:
 
     async def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
         """A region, for sendfile."""
-        yield FileRegion(self.file, offset, length)
+        yield FileRegion(self.file, offset, length, self.broken)
+
+    def broken(self) -> None:
+        """The disk failed to give it: it is fetched anew when it is asked for."""
+        self.disk.damaged(self.digest)
 
     def close(self) -> None:
         """Close and unpin."""

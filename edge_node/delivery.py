@@ -129,26 +129,33 @@ class Delivery:
     async def _pieces(
         self, slices: Iterator[Slice], sizes: Mapping[Digest, int], *, from_above: bool
     ) -> AsyncGenerator[Piece]:
-        """The bytes of ``slices`` in order, with up to AHEAD of them open."""
-        window: deque[tuple[Slice, Reader]] = deque()
+        """The bytes of ``slices`` in order. Up to AHEAD that are not held are opened early, so that their fills run;
+        what is held is opened when it is its turn, so that a reader costs one descriptor."""
+        window: deque[tuple[Slice, Reader | None]] = deque()
         ahead = 0
         try:
             while True:
                 while len(window) < AHEAD and ahead < AHEAD_BYTES and (piece := next(slices, None)):
                     ahead += piece.length
-                    reader = self._cache.open(piece.digest, sizes[piece.digest], from_above=from_above)
-                    window.append((piece, reader))
+                    held = self._cache.known_size(piece.digest) is not None
+                    window.append((piece, None if held else self._open(piece, sizes, from_above=from_above)))
                 if not window:
                     return
-                piece, reader = window[0]
-                async for part in self._counted(reader, piece.offset, piece.length):
-                    yield part
-                window.popleft()
+                piece, early = window.popleft()
+                reader = early or self._open(piece, sizes, from_above=from_above)
+                try:
+                    async for part in self._counted(reader, piece.offset, piece.length):
+                        yield part
+                finally:
+                    reader.close()
                 ahead -= piece.length
-                reader.close()
         finally:
-            for _, reader in window:
-                reader.close()
+            for _, early in window:
+                if early:
+                    early.close()
+
+    def _open(self, piece: Slice, sizes: Mapping[Digest, int], *, from_above: bool) -> Reader:
+        return self._cache.open(piece.digest, sizes[piece.digest], from_above=from_above)
 
     async def _counted(self, reader: Reader, offset: int, length: int) -> AsyncGenerator[Piece]:
         """What a reader gives, and a note of how it was had."""

@@ -17,6 +17,7 @@ While an answer is being sent, what else arrives on the connection waits its tur
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -36,7 +37,7 @@ from shared.errors import BadId, LocalError
 from shared.layout import Slice
 from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
-from shared.web.send import SMALL, STALL, fields_of
+from shared.web.send import SMALL, STALL, UNREADABLE, fields_of
 from shared.web.server import Connection
 
 MAX_REQUEST = 4096
@@ -45,6 +46,8 @@ MAX_HELD_BACK = 64 << 10
 """Bytes that may arrive while an answer is being sent; then reading stops."""
 REQUESTS = 4_000
 """Requests kept with what they mean."""
+OPEN = 32
+"""Slices, so files, that one answer may hold open; the long path opens the many of a large model one by one."""
 KNOWN = 20_000
 """Paths kept with their fields."""
 TURN = 4 << 20
@@ -172,6 +175,8 @@ class ShortPath:
 
     def open(self, known: Known) -> list[Held] | None:
         """Every slice, pinned; None (and nothing pinned) where one is not held whole right now."""
+        if len(known.slices) > OPEN:
+            return None
         opened: list[Held] = []
         for piece in known.slices:
             try:
@@ -399,9 +404,14 @@ class _Sending:
         if isinstance(held.reader, MemoryReader):
             sent = self._socket.send(held.reader.view[offset : offset + size])
         else:
-            sent = os.sendfile(self._socket.fileno(), held.reader.file.fileno(), offset, size)
-            if not sent:
-                raise OSError("a cached file is shorter than it was")
+            try:
+                sent = os.sendfile(self._socket.fileno(), held.reader.file.fileno(), offset, size)
+                if not sent:
+                    raise OSError(errno.EIO, "a cached file is shorter than it was")
+            except OSError as error:
+                if error.errno in UNREADABLE:
+                    held.reader.broken()
+                raise
         self._taken += sent
         if self._taken >= LEAST:  # its time begins anew: what socket buffers took at first buys it no more
             self._taken, self._since = 0, self._loop.time()

@@ -173,6 +173,11 @@ class DiskTier:
         self._log.warning("the disk refused a write; serving without storing", reason=str(error), seconds=REST)
         self._rest_until = self._clock.monotonic() + REST
 
+    def damaged(self, digest: Digest) -> None:
+        """An entry cannot be read: forget it."""
+        self._log.warning("cached shard cannot be read", shard=digest)
+        self.drop(digest)
+
     def drop(self, digest: Digest) -> None:
         """Forget an entry, and its file."""
         if digest in self.ledger:

@@ -114,13 +114,13 @@ async def send(
         return web.Response(status=status, headers=headers, body=await _collect(pieces))
     first = await anext(pieces)
     response = web.StreamResponse(status=status, headers=headers)
-    request[BODY_BEGUN] = response
-    await response.prepare(request)
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client left")
-    transport.set_write_buffer_limits(0)  # so that drain() means: all is with the kernel
-    with Wire(transport) as wire:
+    with Wire(transport) as wire:  # before the head: without a descriptor for it, there is an error to answer with
+        request[BODY_BEGUN] = response
+        await response.prepare(request)
+        transport.set_write_buffer_limits(0)  # so that drain() means: all is with the kernel
         await _send_piece(request, transport, response, wire, first)
         async for piece in pieces:
             await _send_piece(request, transport, response, wire, piece)

@@ -12,18 +12,22 @@ import socket
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from shared.errors import DiskError
+from shared.errors import DiskError, LocalError
 
 
 class Wire:
     """A duplicate of a connection's socket. A context manager: while it is open, so is the connection."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        """Raises ConnectionResetError where the connection is closed already."""
+        """Raises ConnectionResetError where the connection is closed already, LocalError (``busy``) where this process
+        can have no more descriptors."""
         sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
             raise ConnectionResetError("the client left")
-        self._socket = socket.socket(fileno=os.dup(sock.fileno()))
+        try:
+            self._socket = socket.socket(fileno=os.dup(sock.fileno()))
+        except OSError as error:
+            raise LocalError(f"no descriptor to send by: {error}", code="busy") from error
 
     def __enter__(self) -> Self:
         return self
