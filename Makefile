@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check docs bench-hit clean lock
+.PHONY: setup demo test test-long check docs bench-hit bench-cold clean lock
 
 setup: $(STAMP)
 
@@ -19,8 +19,13 @@ demo: setup
 	$(BIN)/python -m loadtests.demo
 
 test: setup
-	scripts/need curl
+	scripts/need curl strace
 	$(BIN)/pytest
+
+# Faults at full strength: many repeats, half-minute cuts, thousands of clients. Needs root for some of them.
+test-long: setup
+	scripts/need curl strace
+	$(BIN)/pytest -m long
 
 check: setup
 	$(BIN)/ruff check .
@@ -33,6 +38,11 @@ docs: setup
 bench-hit: setup
 	scripts/need nginx wrk
 	$(BIN)/python -m loadtests.bench_hit
+
+# Root only: its WAN is made of network namespaces.
+bench-cold: setup
+	scripts/need iproute2 aria2 curl
+	$(BIN)/python -m loadtests.bench_cold
 
 # The lock file: exact versions of everything that `setup` installs.
 lock: setup
