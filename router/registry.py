@@ -11,6 +11,7 @@ heartbeats and with what it last read of others, and says ``degraded``.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ class Registry:
         """Heartbeats (or None: it left) that Redis has not been told of."""
         self._epoch = 0
         self._changed = False
+        self._closing = False
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.degraded = ""
@@ -139,15 +141,19 @@ class Registry:
         self._task = asyncio.create_task(self._run(), name="membership")
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop. A call to Redis that times out just as it is cancelled takes the cancellation for its own, so the
+        task is told to end in words as well."""
+        self._closing = True
         if self._task:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=8 * DEADLINE)
         if self._redis is not None:
-            await self._redis.aclose()
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(DEADLINE):
+                    await self._redis.aclose()
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             self.expire()
             if self._redis is not None:
                 await self._exchange_safely(self._redis)

@@ -32,6 +32,8 @@ DRAIN: web.AppKey[Callable[[], Awaitable[None]]] = web.AppKey("drain")
 """Awaited when the service is told to stop, while it still listens."""
 DRAIN_TIME = 30.0
 """Seconds that requests under way have when the service stops."""
+GRACE = 10.0
+"""Seconds more that a service's own parts have to end."""
 MAX_LINE = 8190
 MAX_HEADERS = 64
 BACKLOG = 1024
@@ -221,7 +223,11 @@ async def run(build: Callable[[str], web.Application], settings: ServiceSettings
         if drain := app.get(DRAIN):
             await drain()
     finally:
-        await runner.cleanup()
+        try:
+            async with asyncio.timeout(DRAIN_TIME + GRACE):
+                await runner.cleanup()
+        except TimeoutError:
+            log.error("something does not end; leaving it behind")
 
 
 def _say_shortage(log: FilteringBoundLogger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
