@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import select
 import subprocess
 import sys
@@ -61,6 +62,8 @@ SHARD = 8 << 20
 SEED = 20
 PAYLOAD = (wan.MTU - 52) / wan.MTU
 """What a full packet carries: less the heads of IP and of TCP with timestamps."""
+PATIENCE = 10.0
+"""Seconds that a download waits for other programs' connections to give memory back."""
 QUIET = 30.0
 """Seconds that the link has to become quiet after a download."""
 
@@ -86,6 +89,8 @@ class Sample:
     """Bytes of IP packets that reached the hub."""
     busy: float
     """Cores of the machine that were busy: where it is all of them, the link was not the limit."""
+    strained: bool
+    """Whether TCP had so much of the machine's memory, with other programs' connections, that windows stay small."""
 
     @property
     def rate(self) -> float:
@@ -126,7 +131,7 @@ class Result:
 @contextmanager
 def by_edge(link: Link, origin: Service, target: Path) -> Iterator[list[str]]:
     """Through an edge node that has nothing yet."""
-    flags = ["--origin", origin.url, "--data", str(target.with_name("cache"))]
+    flags = ["--origin", origin.url, "--data", str(target.with_name("cache")), "--congestion", link.congestion]
     with service("edge_node", target.parent, *flags, inside=link.site) as edge:
         yield curl(edge.url + task_path(parse_task_id(MODEL)), target)
 
@@ -168,11 +173,17 @@ def measure(directory: Path, options: argparse.Namespace) -> tuple[list[Result],
             with (
                 Link(rtt_ms=options.rtt, mbit=options.mbit, loss=loss, congestion=congestion) as link,
                 tempfile.TemporaryDirectory(dir=directory) as place,
-                service("origin", Path(place), "--store", store, "--host", link.hub_address, inside=link.hub) as origin,
+                origin_of(link, Path(place), store) as origin,
             ):
                 where = where or surroundings(origin, options, body)
                 results.append(compare(link, origin, body, directory, options))
     return results, where
+
+
+def origin_of(link: Link, directory: Path, store: str) -> AbstractContextManager[Service]:
+    """The origin at the hub's end; it sends with the link's congestion control, not with its own favourite."""
+    flags = ["--store", store, "--host", link.hub_address, "--congestion", link.congestion]
+    return service("origin", directory, *flags, inside=link.hub)
 
 
 def make_model(directory: Path, size: int) -> Body:
@@ -214,19 +225,21 @@ def round_trip(link: Link, origin: Service) -> float:
 def download(link: Link, origin: Service, contender: Contender, body: Body, directory: Path, limit: float) -> Sample:
     """One sample. Raises BenchmarkError where the download fails, is wrong, or was not cold."""
     target, log = directory / "body", directory / "log"
+    relax()
     before = crossed(link)
     with contender(link, origin, target) as command:
         busy, started = busy_seconds(), time.monotonic()
         with running(link.site(command), log) as process:
             stopped = not ended(process, limit)
             seconds, busy = time.monotonic() - started, busy_seconds() - busy
+            strained = short_of_memory()
             got = min(body.size, round((crossed(link)[0] - before[0]) * PAYLOAD)) if stopped else body.size
     down, up = (now - then for now, then in zip(settled(link), before, strict=True))
     if not stopped and (process.returncode or sha256(target) != body.sha256):
         raise BenchmarkError(f"{command[0]} did not get what was published: {log.read_text(errors='replace')[-2000:]}")
     if not stopped and down < body.size:
         raise BenchmarkError(f"{command[0]} got {body.size} bytes, and only {down} crossed the link")
-    return Sample(seconds, got, stopped, down, up, busy / seconds)
+    return Sample(seconds, got, stopped, down, up, busy / seconds, strained)
 
 
 def crossed(link: Link) -> tuple[int, int]:
@@ -244,6 +257,20 @@ def settled(link: Link) -> tuple[int, int]:
         seen = now
         time.sleep(max(0.2, 3 * link.rtt_ms / 1e3))
     return now
+
+
+def short_of_memory() -> bool:
+    """Whether TCP is, or may be, under memory pressure, which is the machine's and not a namespace's."""
+    used = re.search(r"TCP:.* mem (\d+)", Path("/proc/net/sockstat").read_text())
+    relaxed = int(Path("/proc/sys/net/ipv4/tcp_mem").read_text().split()[0])
+    return used is not None and int(used[1]) > relaxed
+
+
+def relax() -> None:
+    """Wait until TCP has memory again, for a while."""
+    deadline = time.monotonic() + PATIENCE
+    while short_of_memory() and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def ended(process: Process, limit: float) -> bool:
@@ -340,6 +367,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     show(results, options, where)
+    if any(sample.strained for result in results for series in result.series for sample in series.samples):
+        note("warning: other programs' connections took the kernel's memory for TCP; run it again on a quiet machine")
     if options.json:
         document = {"where": where, "results": [asdict(result) for result in results]}
         options.json.write_text(json.dumps(document, indent=1) + "\n")

@@ -119,7 +119,7 @@ class Manifest:
 
 
 def decode(data: bytes) -> Manifest:
-    """The manifest in ``data``. Raises ManifestTooLarge or ManifestInvalid (FAULTS: M1, M6, M7)."""
+    """The manifest in ``data``. Raises ManifestTooLarge or ManifestInvalid."""
     if len(data) > MAX_MANIFEST:
         raise ManifestTooLarge(f"more than {MAX_MANIFEST} bytes")
     try:
