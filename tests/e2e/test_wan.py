@@ -18,7 +18,7 @@ from loadtests.services import BenchmarkError
 from loadtests.wan import Link, Unavailable
 
 HERE = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 SERVE = """
