@@ -17,8 +17,8 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from router.config import RouterSettings
+from router.location import Regions
 from router.registry import Registry
-from router.selection import Node, Regions, parse_node
 from shared import codec, plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
@@ -27,6 +27,7 @@ from shared.digest import hex_of, repr_digest
 from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamError
 from shared.ids import TaskId, parse_name
 from shared.metrics import Metrics
+from shared.node import Node, parse_node
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path, file_path, task_path
 from shared.representation import Representation
 from shared.web.announce import add_announce_route, announce

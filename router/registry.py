@@ -21,11 +21,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
-from router.selection import Node, Snapshot, parse_node
 from shared.clock import Clock
 from shared.codec import decode_json, encode_json
 from shared.errors import DecodeError, RequestError
 from shared.metrics import Metrics
+from shared.node import Node, parse_node
+from shared.routing import Snapshot
 
 EXCHANGE = 1.0
 """Seconds between two exchanges with Redis."""

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 from router.registry import Registry
-from router.selection import Node
 from shared import log
 from shared.clock import SystemClock
 from shared.metrics import Metrics
+from shared.node import Node
 
 
 class Deaf:

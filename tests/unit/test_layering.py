@@ -23,7 +23,9 @@ PURE = [
     "origin.tensorfile",
     "origin.cutting",
     "edge_node.ledger",
-    "router.selection",
+    "router.location",
+    "shared.node",
+    "shared.routing",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.selection import MAX_URL, MAX_WEIGHT, Node, Regions, Snapshot, parse_node
+from router.location import Regions
 from shared.errors import RequestError
+from shared.node import MAX_URL, MAX_WEIGHT, Node, parse_node
+from shared.routing import Snapshot
 from tests.unit.strategies import few, quick, texts
 
 # Records
