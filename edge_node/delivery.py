@@ -36,8 +36,9 @@ from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
 
-AHEAD, AHEAD_BYTES = 16, 32 << 20
-"""Slices, and bytes of them, that are open at once: their fills run while earlier ones are sent."""
+AHEAD, AHEAD_BYTES = 64, 128 << 20
+"""Slices, and bytes of them, that are open at once: their fills run while earlier ones are sent. A link where packets
+get lost gives each connection little, so it takes many; what is filled in memory takes a quarter of it at most."""
 
 
 class Delivery:
@@ -132,11 +133,11 @@ class Delivery:
         """The bytes of ``slices`` in order. Up to AHEAD that are not held are opened early, so that their fills run;
         what is held is opened when it is its turn, so that a reader costs one descriptor."""
         window: deque[tuple[Slice, Reader | None]] = deque()
-        ahead = 0
+        ahead = 0.0  # of the window
         try:
             while True:
-                while len(window) < AHEAD and ahead < AHEAD_BYTES and (piece := next(slices, None)):
-                    ahead += piece.length
+                while len(window) < AHEAD and ahead < 1 and (piece := next(slices, None)):
+                    ahead += self._share(piece, sizes)
                     held = self._cache.known_size(piece.digest) is not None
                     window.append((piece, None if held else self._open(piece, sizes, from_above=from_above)))
                 if not window:
@@ -148,11 +149,17 @@ class Delivery:
                         yield part
                 finally:
                     reader.close()
-                ahead -= piece.length
+                ahead -= self._share(piece, sizes)
         finally:
             for _, early in window:
                 if early:
                     early.close()
+
+    def _share(self, piece: Slice, sizes: Mapping[Digest, int]) -> float:
+        """Of the window: what is filled in memory would keep everything else out of a small one."""
+        on_disk = self._upstreams.owned(piece.digest)
+        room = AHEAD_BYTES if on_disk else min(AHEAD_BYTES, self._cache.memory.ledger.budget // 4)
+        return sizes[piece.digest] / max(1, room)
 
     def _open(self, piece: Slice, sizes: Mapping[Digest, int], *, from_above: bool) -> Reader:
         return self._cache.open(piece.digest, sizes[piece.digest], from_above=from_above)

@@ -2,7 +2,9 @@
 
 * It is a task of the node, not of a request: a reader that leaves does not end it.
 * Readers follow it at their own pace from its first byte, each by its own position in the same buffer.
-* It goes from source to source and on from the byte reached; what it has is hashed as it comes.
+* It goes from source to source, and asks each for what is missing only; what it has is hashed as it comes.
+* From an origin a large shard comes in parts, by several streams at once: where packets get lost, one connection brings
+  little, and at the end of a download all connections still have something to do.
 * No reader gets the last byte of what it asked for before the digest of the whole shard was right. So whatever
   reached a reader from a fill that failed is short of its Content-Length, and nobody can take it for whole.
 * Only bytes whose digest is right are committed.
@@ -11,25 +13,33 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import random
+from _hashlib import HASH as Hash
 from collections.abc import AsyncIterator
 
 from structlog.typing import FilteringBoundLogger
 
+from edge_node.gaps import Gap, Gaps
 from edge_node.store import Buffer, DiskBuffer, DiskTier, MemoryBuffer, MemoryTier
-from edge_node.upstream import Source, Upstreams
+from edge_node.upstream import NotBlamed, Source, Upstreams
 from shared.clock import Clock
 from shared.digest import Digest, hex_of
-from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
+from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError, first_error
 from shared.metrics import Metrics
 from shared.outcome import Outcome
 from shared.web.send import Piece
+from shared.web.session import NoRanges
 
 ROUNDS = 2
 """Times that every source is tried before a fill fails."""
 BACKOFF = 0.1
 """Seconds before the second round, times a random factor of up to two."""
+UNIT = 1 << 20
+"""Bytes read back and hashed at a time."""
+HELP_EVERY, HELP_AFTER, HELP_LEAST = 0.25, 1.0, 128 << 10
+"""Seconds between two looks for streams that need help; the seconds left, and the bytes, that make it worth it."""
 OVERFLOW, OVERFLOW_WAIT = 4, 10.0
 """Fills that may be held outside every budget at a time, where neither disk nor memory has room; and the seconds
 that one waits for its turn before its readers are told to try again."""
@@ -52,7 +62,11 @@ class Fill:
         self.error: NearshardError | None = None
         self._fills = fills
         self._buffer: Buffer | None = None
-        self._hash = hashlib.sha256()
+        self._gaps: Gaps | None = None
+        self._placing = asyncio.Lock()
+        """Held while a place for the bytes is looked for: streams that need it wait."""
+        self._hash, self._hashed = hashlib.sha256(), 0
+        self._hashing = asyncio.Lock()
         self._given = 0
         """The furthest byte that any reader has been given."""
         self._readers = 0
@@ -65,8 +79,7 @@ class Fill:
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        done = self._buffer.length if self._buffer else 0
-        return f"<Fill {self.digest[:19]} {done}/{self.size} bytes, {self._readers} readers>"
+        return f"<Fill {self.digest[:19]} of {self.size} bytes, {self._gaps}, {self._readers} readers>"
 
     # Readers
 
@@ -107,7 +120,7 @@ class Fill:
         position, end = offset, offset + length
         while position < end:
             assert self._buffer is not None
-            reached = end if self.verified else min(self._buffer.length, end - 1)
+            reached = end if self.verified else min(self._reached, end - 1)
             if position < reached:
                 self._given = max(self._given, reached)
                 yield self._buffer.piece(position, reached - position)
@@ -116,6 +129,10 @@ class Fill:
                 raise self.error
             else:
                 await self._changed.wait()
+
+    def _rank(self) -> int:
+        """How urgent it is: a reader needs it now, a reader will need it, no client asked for it."""
+        return 2 if self.background else int(not self._wanted.is_set())
 
     # The fetch
 
@@ -148,7 +165,7 @@ class Fill:
                 await self._fills.clock.sleep(BACKOFF * (1 + self._fills.random.random()))
             again = False
             for source in self._fills.upstreams.ordered(self.digest, from_above=self.from_above):
-                had = self._length
+                missing = self.missing
                 try:
                     await self._take(source)
                     self._fills.upstreams.worked(source)
@@ -160,7 +177,7 @@ class Fill:
                     self._fills.upstreams.failed(source, error)
                     self._fills.log.warning("source failed", reason=str(error))
                     failure = error
-                    late = error.error_code == "upstream_timeout" and self._length == had
+                    late = error.error_code == "upstream_timeout" and self.missing == missing
                     again = again or not (late or isinstance(error, NotFound))
                     if isinstance(error, IntegrityError) and self._given:
                         raise  # readers have some of the wrong bytes: their responses must end short
@@ -169,33 +186,110 @@ class Fill:
         raise failure
 
     @property
-    def _length(self) -> int:
-        """Bytes reached."""
-        return self._buffer.length if self._buffer else 0
+    def _reached(self) -> int:
+        """Bytes that are there from the first on."""
+        return self._gaps.reached if self._gaps else 0
+
+    @property
+    def missing(self) -> int | None:
+        """Bytes that are not there; None while not even their number is known."""
+        return self._gaps.missing if self._gaps else self.size
 
     async def _take(self, source: Source) -> None:
-        """All that is missing from one source; the digest checked at the end."""
-        start = self._length
-        opening = self._fills.upstreams.open(source, self.digest, start, self.size, background=self.background)
-        async with opening as body:
-            if self._buffer is None:
-                self.size = body.size
-                self._buffer = await self._admit(body.size)
-                self._notify()
-            skip = start - body.start
+        """All that is missing from one source, in several streams where that helps; the digest checked at the end."""
+        if self._gaps is None and self.size is not None:
+            self._gaps = Gaps(self.size)
+        try:
+            part = self._fills.upstreams.part(source)
+            if self._gaps is None or (part is None and self._gaps.missing == self.size):
+                await self._stream(source, None)
+            else:
+                await self._stream_all(source, self._gaps.cut(part or self._gaps.missing))
+        except NoRanges:
+            source.ranges = False
+            self._restart()
+            await self._stream(source, None)
+        await self._hash_behind()
+        if self._hash.hexdigest() != hex_of(self.digest):
+            self._restart()
+            raise IntegrityError(f"{source.url} sent bytes that are not {self.digest}")
+
+    async def _stream_all(self, source: Source, gaps: list[Gap]) -> None:
+        """Several gaps from one source at once; the first error ends all.
+
+        Where a stream is slow and connections are to spare, another one takes the second half of what it has to do:
+        readers wait for what is missing first, and at the end of a download for what is missing last.
+        """
+        clock, upstreams = self._fills.clock, self._fills.upstreams
+
+        async def stream(gap: Gap) -> None:
+            await self._stream(source, gap)
+            if not self.missing:
+                helping.cancel()
+
+        async def help_slow() -> None:
+            while self._gaps:
+                await clock.sleep(HELP_EVERY)
+                if upstreams.may_help(source, urgent=self._wanted.is_set()):
+                    half = self._gaps.help(clock.monotonic(), HELP_AFTER, HELP_LEAST)
+                    if half is not None:
+                        group.create_task(stream(half))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                helping = group.create_task(help_slow())
+                for gap in gaps:
+                    group.create_task(stream(gap))
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+
+    async def _stream(self, source: Source, gap: Gap | None) -> None:
+        """One gap from one source; None: the whole shard."""
+        start, stop = (gap.start, gap.stop) if gap else (0, None)
+        async with self._fills.upstreams.open(source, self.digest, start, stop, self.size, self._rank) as body:
+            async with self._placing:
+                if self._buffer is None:
+                    self.size = body.size
+                    self._buffer = await self._admit(body.size)
+                    self._gaps = self._gaps or Gaps(body.size)
+                    self._notify()
+            assert self._gaps is not None
+            gap = gap or self._gaps.cut(body.size)[0]
+            gap.opened = self._fills.clock.monotonic(), gap.start
             async for chunk in body.chunks:
                 await self._fills.upstreams.take(source, len(chunk))
-                if skip >= len(chunk):
-                    skip -= len(chunk)  # a 200 where a range was asked for: the part we have again
-                    continue
-                data, skip = chunk[skip:] if skip else chunk, 0
-                self._hash.update(data)
-                await self._write(data)
-                self._notify()
-        if self._hash.hexdigest() != hex_of(self.digest):
-            self._buffer.rewind()
-            self._hash = hashlib.sha256()
-            raise IntegrityError(f"{source.url} sent bytes that are not {self.digest}")
+                await self._put(gap, memoryview(chunk))
+                if gap.start >= gap.stop:
+                    break  # the rest is with another stream
+        await self._hash_behind()
+
+    async def _put(self, gap: Gap, data: memoryview) -> None:
+        """Bytes that came for the front of a gap."""
+        data = data[: max(0, gap.stop - gap.start)]
+        await self._write(gap.start, data)
+        if gap.start == self._hashed:
+            self._hash.update(data)
+            self._hashed += len(data)
+        gap.start += len(data)
+        self._notify()
+
+    async def _hash_behind(self) -> None:
+        """Hash what came before its turn: it was written, and what was missing before it has come."""
+        async with self._hashing:
+            while self._hashed < self._reached:
+                assert self._buffer is not None and self.size is not None
+                start, stop = self._hashed, self._reached
+                try:
+                    self._hash = await asyncio.to_thread(_hash_run, self._hash.copy(), self._buffer, start, stop)
+                    self._hashed = stop
+                except OSError as error:
+                    await self._leave_disk(error)
+
+    def _restart(self) -> None:
+        """Begin again from the first byte."""
+        assert self.size is not None
+        self._gaps = Gaps(self.size)
+        self._hash, self._hashed = hashlib.sha256(), 0
 
     async def _admit(self, size: int) -> Buffer:
         """A place for the bytes: disk where this node owns the shard, else memory."""
@@ -222,21 +316,29 @@ class Fill:
             self._overflow = True
         return buffer
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, offset: int, data: memoryview) -> None:
         assert self._buffer is not None and self.size is not None
-        before = self._buffer.length
         try:
-            self._buffer.write(data)
+            self._buffer.write(offset, data)
         except OSError as error:  # the disk is full or failing: go on in memory, nothing is fetched again
+            await self._leave_disk(error)
+            self._buffer.write(offset, data)
+
+    async def _leave_disk(self, error: OSError) -> None:
+        """Go on in memory with all that has come; from the first byte where the disk does not give it back."""
+        assert self.size is not None
+        async with self._placing:
+            if not isinstance(old := self._buffer, DiskBuffer):
+                return  # another stream was here first
             self._fills.disk.refused(error)
-            old = self._buffer
-            assert isinstance(old, DiskBuffer)
-            moved = await self._in_memory(self.size)
-            moved.write(old.read()[:before])
-            moved.write(data)
+            self._buffer = await self._in_memory(self.size)
             old.discard()
             self._retired.append(old)
-            self._buffer = moved
+            try:
+                self._buffer.write(0, old.read(0, self.size))
+            except OSError as lost:
+                self._restart()
+                raise NotBlamed("the disk did not give back what was written") from lost
 
     async def _commit(self, buffer: Buffer) -> None:
         try:
@@ -267,6 +369,17 @@ class Fill:
         if self._overflow:
             self._overflow = False
             self._fills.overflow.release()
+
+
+def _hash_run(state: Hash, buffer: Buffer, start: int, stop: int) -> Hash:
+    """Hash bytes of a buffer (blocking: for a thread). Raises OSError."""
+    while start < stop:
+        data = buffer.read(start, min(UNIT, stop - start))
+        if not data:
+            raise OSError(errno.EIO, "what was written is not there")
+        state.update(data)
+        start += len(data)
+    return state
 
 
 class Fills:

@@ -7,9 +7,8 @@ carries client traffic only.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -19,12 +18,16 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from shared.clock import Clock
 from shared.errors import RequestError
 
-LEAST, MOST, AT_FIRST = 2, 16, 4
-"""Fetches at once from one upstream: bounds, and where adapting begins."""
-WINDOW = 1.0
-"""Seconds over which a number of fetches at once is judged."""
-BETTER, WORSE = 1.1, 0.8
-"""What counts as a change of the rate: more connections are kept only where they bring a tenth."""
+AT_FIRST, MOST = 8, 32
+"""Fetches at once from one upstream: where adapting begins, and the bound."""
+WINDOW, HOLD, FORGET = 1.0, 60.0, 120.0
+"""Seconds over which a number of fetches is judged, until more are tried again, and after which an upstream that was
+not used begins anew."""
+BETTER = 1.1
+"""More connections are kept only where they bring a tenth more."""
+STEADY = 1.25
+"""A rate that grew by more is still growing by itself."""
+Rank = Callable[[], int]
 DAY = 24 * 60
 _WINDOW = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
 
@@ -114,31 +117,49 @@ class Throttle:
 
 
 class Slots:
-    """How many fetches run at once from one upstream: adapted to what brings more, bounded, clients first."""
+    """How many fetches run at once from one upstream: adapted to what brings more, bounded, the most urgent first.
+
+    Twice as many are tried when all are in use, others wait, and the rate is steady (a download that begins grows by
+    itself). They are kept where they bring a tenth more. Where they do not, they are given up one by one: connections
+    take a while to use what others leave.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.limit = AT_FIRST
         self.used = 0
+        self.each = 0.0
+        """Bytes a second that one fetch brought lately; 0 while that is not known."""
         self._clock = clock
-        self._waiting: list[tuple[bool, int, asyncio.Future[None]]] = []
-        self._number = 0
+        self._waiting: list[tuple[Rank, asyncio.Future[None]]] = []
         self._since = clock.monotonic()
         self._bytes = 0
         self._full = False
-        self._best = 0.0
+        self._rate = 0.0
+        """Bytes a second in the last window."""
+        self._enough = AT_FIRST
+        """The most that was worth it."""
+        self._trial: float | None = None
+        """The rate before more were tried, until they are judged."""
+        self._settling = False
+        """Whether connections are too new to judge by what they bring."""
+        self._next_trial = 0.0
 
     def __repr__(self) -> str:
         return f"<Slots {self.used}/{self.limit}, {len(self._waiting)} waiting>"
 
-    async def acquire(self, *, background: bool) -> None:
-        """Wait for a slot. Background work comes after every client."""
+    @property
+    def spare(self) -> bool:
+        """Whether a slot is free."""
+        return self.used < self.limit and not self._waiting
+
+    async def acquire(self, rank: Rank) -> None:
+        """Wait for a slot. ``rank`` says how urgent it is, at any time: the least goes first, then the oldest."""
         if self.used < self.limit and not self._waiting:
             self.used += 1
             return
         self._full = True
         future = asyncio.get_running_loop().create_future()
-        self._number += 1
-        heapq.heappush(self._waiting, (background, self._number, future))
+        self._waiting.append((rank, future))
         try:
             await future
         except asyncio.CancelledError:
@@ -153,27 +174,42 @@ class Slots:
 
     def count(self, size: int) -> None:
         """Bytes that came; once a window, judge the limit by them."""
+        now = self._clock.monotonic()
+        elapsed = now - self._since
         self._bytes += size
-        elapsed = self._clock.monotonic() - self._since
         if elapsed < WINDOW:
             return
-        if self._full:
-            self._adapt(self._bytes / elapsed)
-        self._since, self._bytes, self._full = self._clock.monotonic(), 0, bool(self._waiting)
+        if elapsed >= FORGET:  # what was learned is about another hour's link
+            self.limit = self._enough = AT_FIRST
+            self._trial, self._next_trial, self.each, self._rate = None, 0.0, 0.0, 0.0
+        else:
+            rate, before = self._bytes / elapsed, self._rate
+            self._rate, self.each = rate, rate / max(1, self.used)
+            if self._full:
+                self._adapt(rate, before, now)
+                self._pass_on()
+        self._since, self._bytes, self._full = now, 0, bool(self._waiting)
 
-    def _adapt(self, rate: float) -> None:
-        """Climb while a step brings a tenth more; step back when less comes; stay otherwise."""
-        if rate > self._best * BETTER:
-            self._best = rate
-            self.limit = min(MOST, self.limit + 2)
-        elif rate < self._best * WORSE:
-            self._best = rate
-            self.limit = max(LEAST, self.limit - 1)
-        self._pass_on()
+    def _adapt(self, rate: float, before: float, now: float) -> None:
+        """One step of the search."""
+        if self._settling:
+            self._settling = False
+        elif self._trial is not None:
+            if rate >= self._trial * BETTER:
+                self._enough = self.limit
+            else:
+                self._next_trial = now + HOLD
+            self._trial = None
+        elif self.limit > self._enough:
+            self.limit -= 1
+        elif now >= self._next_trial and rate <= before * STEADY:
+            self._trial, self._settling = rate, True
+            self.limit = min(MOST, self.limit * 2)
 
     def _pass_on(self) -> None:
         while self._waiting and self.used < self.limit:
-            _, _, future = heapq.heappop(self._waiting)
-            if not future.done():
+            first = min(self._waiting, key=lambda waiting: waiting[0]())
+            self._waiting.remove(first)
+            if not first[1].done():
                 self.used += 1
-                future.set_result(None)
+                first[1].set_result(None)

@@ -220,23 +220,17 @@ class DiskBuffer:
         self._tier, self._digest, self._path, self._final = tier, digest, path, final
         final.parent.mkdir(mode=0o700, exist_ok=True)
         self._file: BinaryIO = path.open("w+b", buffering=0)
-        self.length = 0
 
-    def write(self, data: bytes) -> None:
-        """Append. Raises OSError; what was written before stays readable."""
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Put bytes in their place. Raises OSError; what was written before stays readable."""
         view = memoryview(data)
         while view:
-            written = os.pwrite(self._file.fileno(), view, self.length)
-            self.length += written
-            view = view[written:]
+            written = os.pwrite(self._file.fileno(), view, offset)
+            offset, view = offset + written, view[written:]
 
-    def read(self) -> bytes:
-        """All that was written."""
-        return os.pread(self._file.fileno(), self.length, 0)
-
-    def rewind(self) -> None:
-        """Begin again from the first byte."""
-        self.length = 0
+    def read(self, offset: int, length: int) -> bytes:
+        """What was written there; fewer bytes at the end of what was written. Raises OSError."""
+        return os.pread(self._file.fileno(), length, offset)
 
     def piece(self, offset: int, length: int) -> Piece:
         """Bytes that are there."""
@@ -275,16 +269,14 @@ class MemoryBuffer:
         self._tier, self._digest = tier, digest
         self.kept = tier.ledger.state(digest) is State.ABSENT and tier.reserve(digest, size)
         self._view = memoryview(bytearray(size))
-        self.length = 0
 
-    def write(self, data: bytes) -> None:
-        """Append."""
-        self._view[self.length : self.length + len(data)] = data
-        self.length += len(data)
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Put bytes in their place."""
+        self._view[offset : offset + len(data)] = data
 
-    def rewind(self) -> None:
-        """Begin again from the first byte."""
-        self.length = 0
+    def read(self, offset: int, length: int) -> memoryview:
+        """What was written there."""
+        return self._view[offset : offset + length]
 
     def piece(self, offset: int, length: int) -> Piece:
         """Bytes that are there."""

@@ -10,7 +10,7 @@ from datetime import datetime
 
 import aiohttp
 
-from edge_node.link import LinkPolicy, Slots, Throttle
+from edge_node.link import LinkPolicy, Rank, Slots, Throttle
 from edge_node.peers import HOP, Peers
 from shared.clock import Clock
 from shared.digest import Digest
@@ -25,7 +25,19 @@ PENALTY, PENALTY_MAX, WRONG_BYTES = 1.0, 30.0, 60.0
 """Seconds a source is tried last: after one failure (doubled by each further one), at most, after wrong bytes."""
 
 
-class NotAsked(UpstreamError):
+PART, PART_LEAST, PART_SECONDS = 4 << 20, 1 << 20, 1.0
+"""Bytes of a shard that one stream from an origin is asked for: at first, at least; later what it brings in so many
+seconds."""
+TROUBLE = 60.0
+"""Seconds that a source which was late is asked for whole shards only: one that has to fetch them itself is late with
+what is not at the front."""
+
+
+class NotBlamed(UpstreamError):
+    """A fetch that ended for a reason that is not the source's."""
+
+
+class NotAsked(NotBlamed):
     """A source that was not asked: meanwhile it let somebody else wait in vain."""
 
     code = "upstream_timeout"
@@ -41,6 +53,8 @@ class Source:
     throttle: Throttle
     failures: int = 0
     avoid_until: float = 0.0
+    ranges: bool = True
+    """Whether it gives parts of a shard."""
     late_at: float = float("-inf")
     """When it last let its time run out."""
 
@@ -88,7 +102,7 @@ class Upstreams:
 
     def failed(self, source: Source, error: NearshardError) -> None:
         """Count a failure against a source; what is missing there is not its fault."""
-        if isinstance(error, NotFound | NotAsked):
+        if isinstance(error, NotFound | NotBlamed):
             return
         if error.error_code == "upstream_timeout":
             source.late_at = self._clock.monotonic()
@@ -113,11 +127,25 @@ class Upstreams:
             await self._throttle.take(size, self.policy.rate_at(local))
             await source.throttle.take(size, self.policy.upstreams.get(source.url, 0))
 
+    def part(self, source: Source) -> int | None:
+        """Bytes that one stream of several is to be asked for; None where one stream should have it all."""
+        whole = source.outcome is not Outcome.FILL_ORIGIN or not source.ranges
+        if whole or self._clock.monotonic() - source.late_at < TROUBLE:
+            return None
+        return max(PART_LEAST, int(source.slots.each * PART_SECONDS)) if source.slots.each else PART
+
+    def may_help(self, source: Source, *, urgent: bool) -> bool:
+        """Whether a slow stream may have another one to help it: where that keeps no other from its turn, or where a
+        reader waits for it."""
+        return (urgent or source.slots.spare) and self.part(source) is not None
+
     @asynccontextmanager
     async def open(
-        self, source: Source, digest: Digest, start: int, size: int | None, *, background: bool = False
+        self, source: Source, digest: Digest, start: int, stop: int | None, size: int | None, rank: Rank
     ) -> AsyncIterator[Body]:
-        """A shard's bytes from ``start`` on, when it is this fetch's turn. Raises NotFound or UpstreamError.
+        """A shard's bytes from ``start`` to ``stop`` (None: its end), when it is this fetch's turn (``Slots.acquire``).
+
+        Raises NotFound, NoRanges or UpstreamError.
 
         Those that wait for their turn at a source that does not answer do not each try it: they would wait for ever.
         """
@@ -125,11 +153,20 @@ class Upstreams:
         hop = {HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}
         session = self._sessions.of(source.url)
         since = self._clock.monotonic()
-        await source.slots.acquire(background=background)
+        await source.slots.acquire(rank)
         try:
             if source.late_at > since:
                 raise NotAsked(f"{source.url} let others wait in vain")
-            async with open_blob(session, url, start=start, size=size, max_size=MAX_SHARD, headers=hop) as body:
+            async with open_blob(
+                session,
+                url,
+                start=start,
+                stop=stop,
+                size=size,
+                max_size=MAX_SHARD,
+                headers=hop,
+                sharing=lambda: source.slots.used,
+            ) as body:
                 yield body
         finally:
             source.slots.release()

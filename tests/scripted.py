@@ -20,8 +20,22 @@ class Asked:
 
     @property
     def start(self) -> int:
-        """First byte of ``Range: bytes=N-``; 0 without one."""
-        return int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").rstrip("-") or 0)
+        """First byte of ``Range: bytes=N-M``; 0 without one."""
+        return int(self._range[0])
+
+    @property
+    def stop(self) -> int | None:
+        """The byte after the last one that was asked for; None: all to the end."""
+        return int(self._range[1]) + 1 if self._range[1] else None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether a range was asked for."""
+        return "range" in self.headers
+
+    @property
+    def _range(self) -> list[str]:
+        return self.headers.get("range", "bytes=0-").removeprefix("bytes=").split("-")
 
 
 Act = Callable[["Script", Asked, asyncio.StreamWriter], Awaitable[None]]
@@ -57,19 +71,19 @@ async def serve_whole(script: Script, asked: Asked, writer: asyncio.StreamWriter
     if data is None:
         writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         return
-    head(writer, data, asked.start)
+    head(writer, data, asked)
     if asked.method == "GET":
-        writer.write(data[asked.start :])
+        writer.write(data[asked.start : asked.stop])
 
 
-def head(
-    writer: asyncio.StreamWriter, data: bytes | bytearray, start: int, *, length: int | None = None, status: int = 0
-) -> None:
-    """The head of an answer with ``data`` from ``start`` on."""
-    status = status or (206 if start else 200)
-    lines = [f"HTTP/1.1 {status} OK", f"Content-Length: {len(data) - start if length is None else length}"]
-    if status == 206:
-        lines.append(f"Content-Range: bytes {start}-{len(data) - 1}/{len(data)}")
+def head(writer: asyncio.StreamWriter, data: bytes | bytearray, asked: Asked | None = None) -> None:
+    """The head of an answer with what was asked for of ``data``; with all of it where nothing is said."""
+    if asked is None or not asked.ranged:
+        lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(data)}"]
+    else:
+        stop = asked.stop or len(data)
+        lines = ["HTTP/1.1 206 OK", f"Content-Length: {stop - asked.start}"]
+        lines.append(f"Content-Range: bytes {asked.start}-{stop - 1}/{len(data)}")
     writer.write("\r\n".join([*lines, "", ""]).encode())
 
 
@@ -78,8 +92,8 @@ def broken_off(after: int) -> Act:
 
     async def act(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
         data = script.blobs[asked.path]
-        head(writer, data, asked.start)
-        writer.write(data[asked.start : asked.start + after])
+        head(writer, data, asked)
+        writer.write(data[asked.start : asked.stop][:after])
         await writer.drain()
         writer.close()
 
@@ -91,12 +105,13 @@ def held_after(after: int) -> Act:
 
     async def act(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
         data = script.blobs[asked.path]
-        head(writer, data, asked.start)
-        writer.write(data[asked.start : asked.start + after])
+        part = data[asked.start : asked.stop]
+        head(writer, data, asked)
+        writer.write(part[:after])
         await writer.drain()
         script.holding.set()
         await script.release.wait()
-        writer.write(data[asked.start + after :])
+        writer.write(part[after:])
 
     return act
 
@@ -107,8 +122,8 @@ def flipped_at(position: int) -> Act:
     async def act(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
         data = bytearray(script.blobs[asked.path])
         data[position] ^= 1
-        head(writer, data, asked.start)
-        writer.write(bytes(data[asked.start :]))
+        head(writer, data, asked)
+        writer.write(bytes(data[asked.start : asked.stop]))
 
     return act
 
@@ -116,14 +131,14 @@ def flipped_at(position: int) -> Act:
 async def whole_for_a_range(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
     """200 to a Range."""
     data = script.blobs[asked.path]
-    head(writer, data, 0)
+    head(writer, data)
     writer.write(data)
 
 
 async def wrong_content_range(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
     """206 from another byte than was asked for."""
     data = script.blobs[asked.path]
-    body = data[asked.start :]
+    body = data[asked.start : asked.stop]
     writer.write(
         f"HTTP/1.1 206 OK\r\nContent-Length: {len(body)}\r\n"
         f"Content-Range: bytes {asked.start + 1}-{len(data)}/{len(data) + 1}\r\n\r\n".encode()
@@ -152,7 +167,7 @@ async def unavailable(script: Script, asked: Asked, writer: asyncio.StreamWriter
 async def too_long(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
     """Claims, and sends, more than the shard has."""
     data = script.blobs[asked.path] + b"more"
-    head(writer, data, 0)
+    head(writer, data)
     writer.write(data)
 
 

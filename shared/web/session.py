@@ -11,7 +11,7 @@ import asyncio
 import errno
 import re
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -27,7 +27,8 @@ from shared.web.resolver import AheadResolver
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
 """Seconds to connect, until the head of an answer, and between two reads."""
 SLOW_FOR, SLOW_RATE = 10.0, 10_000
-"""A body that brings fewer than SLOW_RATE bytes a second for SLOW_FOR seconds is left for another source."""
+"""A body that brings fewer than SLOW_RATE bytes a second for SLOW_FOR seconds is left for another source; several from
+one source share that rate."""
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 """What the kernel says where this process has too little of something: no file's and no source's fault."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
@@ -57,6 +58,10 @@ def make_session(proxy: str | None = None, resolver: AheadResolver | None = None
         raise_for_status=False,
         read_bufsize=1 << 18,
     )
+
+
+class NoRanges(UpstreamError):
+    """A source that sends the whole shard where a part was asked for."""
 
 
 class Sessions:
@@ -137,17 +142,23 @@ async def open_blob(
     url: str,
     *,
     start: int,
+    stop: int | None = None,
     size: int | None,
     max_size: int,
     headers: Mapping[str, str] | None = None,
+    sharing: Callable[[], int] = lambda: 1,
 ) -> AsyncIterator[Body]:
-    """GET a shard from byte ``start`` on. ``size`` of the whole where it is known.
+    """GET a shard from byte ``start`` up to ``stop``, or to its end. ``size`` of the whole where it is known.
 
-    Gives a Body whose chunks end exactly at its size. A 200 where a range was asked for is taken from its
-    beginning (``start`` 0). Raises NotFound; UpstreamError for any other status, a length or a Content-Range
-    that does not fit, a body that is encoded, or one that ends early.
+    Gives a Body whose chunks end exactly there. A 200 where all from ``start`` on was asked for is taken from its
+    beginning (``start`` 0). ``sharing``: how many bodies share the source's link now.
+
+    Raises NotFound; NoRanges for a 200 where ``stop`` was given; UpstreamError for any other status, a length or a
+    Content-Range that does not fit, a body that is encoded, or one that ends early.
     """
-    fields = {**(headers or {}), **({"Range": f"bytes={start}-"} if start else {})}
+    fields = dict(headers or {})
+    if start or stop is not None:
+        fields["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
     with translated(url):
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(FIRST_BYTE):
@@ -163,17 +174,22 @@ async def open_blob(
             if length is None:
                 raise UpstreamError(f"{url} sent no Content-Length")  # a body cut short would look complete
             begin, whole = 0, length
+            if answer.status == 200 and stop is not None:
+                raise NoRanges(f"{url} sent all where a part was asked for")
             if answer.status == 206:
                 match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
                 begin, last, whole = map(int, match.groups()) if match else (-1, -1, -1)
-                if not start or begin != start or last != whole - 1 or length != whole - begin:
+                end = whole if stop is None else stop
+                if "Range" not in fields or begin != start or last != end - 1 or length != end - begin:
                     raise UpstreamError(f"{url} sent another range than was asked for")
             if (size is not None and whole != size) or not 0 < whole <= max_size:
                 raise UpstreamError(f"{url} has {whole} bytes, not {size}")
-            yield Body(whole, begin, _exactly(answer, length, url), answer.headers.get("Cache-Status", ""))
+            yield Body(whole, begin, _exactly(answer, length, url, sharing), answer.headers.get("Cache-Status", ""))
 
 
-async def _exactly(answer: aiohttp.ClientResponse, length: int, url: str) -> AsyncIterator[bytes]:
+async def _exactly(
+    answer: aiohttp.ClientResponse, length: int, url: str, sharing: Callable[[], int]
+) -> AsyncIterator[bytes]:
     left = length
     now = asyncio.get_running_loop().time
     waited, had = 0.0, 0  # of the sender alone: a reader that takes its time says nothing about it
@@ -185,7 +201,7 @@ async def _exactly(answer: aiohttp.ClientResponse, length: int, url: str) -> Asy
         left -= len(chunk)
         waited, had = waited + now() - asked, had + len(chunk)
         if waited >= SLOW_FOR:
-            if had < SLOW_RATE * waited and left:
+            if had * max(1, sharing()) < SLOW_RATE * waited and left:
                 raise UpstreamError(f"{url} sends too slowly", code="upstream_timeout")
             waited, had = 0.0, 0
         if left < 0:

@@ -227,12 +227,12 @@ async def test_a_manifest_that_is_not_its_revision_is_refused(lab: Lab, tmp_path
     async def lie(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
         if "/manifests/" not in asked.path:
             plan = await asyncio.to_thread(_plan, origin)
-            head(writer, plan, 0)
+            head(writer, plan)
             writer.write(plan)
             return
         body = await asyncio.to_thread(_bytes, f"{origin.url}{asked.path}")
         wrong = body.replace(b"embeddings", b"embedding$")
-        head(writer, wrong, 0)
+        head(writer, wrong)
         writer.write(wrong)
 
     async with source(Script(acts=[lie])) as script, Client(script.url) as client:

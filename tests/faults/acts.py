@@ -36,7 +36,7 @@ async def silent(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> 
 
 async def stalled_after_head(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
     """A head, then nothing."""
-    head(writer, script.blobs[asked.path], asked.start)
+    head(writer, script.blobs[asked.path], asked)
     await writer.drain()
     script.holding.set()
     await script.release.wait()
@@ -47,9 +47,10 @@ def dripping(size: int, every: float = 1.0) -> Act:
 
     async def act(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
         data = script.blobs[asked.path]
-        head(writer, data, asked.start)
-        for start in range(asked.start, len(data), size):
-            writer.write(data[start : start + size])
+        head(writer, data, asked)
+        part = data[asked.start : asked.stop]
+        for start in range(0, len(part), size):
+            writer.write(part[start : start + size])
             await writer.drain()
             with suppress(TimeoutError):
                 await asyncio.wait_for(script.release.wait(), every)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from edge_node.cache import Cache
-from edge_node.fill import Fills
+from edge_node.fill import HELP_LEAST, Fills
 from edge_node.store import DiskTier, MemoryTier
-from edge_node.upstream import Upstreams
+from edge_node.upstream import PART, Upstreams
 from shared import log
 from shared.clock import SystemClock
 from shared.digest import Digest
@@ -24,7 +24,7 @@ from shared.outcome import Outcome
 from shared.web.send import FileRegion
 from shared.web.session import Sessions
 from tests import scripted
-from tests.scripted import Act, Script, source
+from tests.scripted import Act, Asked, Script, source
 
 DATA = random.Random(1).randbytes(1_000_000)
 
@@ -45,9 +45,11 @@ class Node:
     upstreams: Upstreams
     folder: Path
 
-    async def read(self, digest: Digest, offset: int = 0, length: int | None = None) -> bytes:
-        """Read a shard as a request would."""
-        reader = self.cache.open(digest, None)
+    async def read(
+        self, digest: Digest, offset: int = 0, length: int | None = None, *, size: int | None = None
+    ) -> bytes:
+        """Read a shard as a request would; ``size`` where a manifest said it."""
+        reader = self.cache.open(digest, size)
         try:
             length = (await reader.size()) - offset if length is None else length
             parts = []
@@ -227,14 +229,14 @@ async def test_a_wrong_byte_never_reaches_the_disk_and_no_reader_gets_the_whole(
         assert node.cache.peek(digest) is Outcome.FILL_ORIGIN
 
 
-async def test_a_whole_answer_to_a_range_is_aligned_not_appended(edge: Edge) -> None:
-    """F18: the second source ignores Range."""
+async def test_a_whole_answer_to_a_range_is_not_appended(edge: Edge) -> None:
+    """F18: the second source ignores Range: it is asked for all, and then given no more ranges to ignore."""
     first, second = Script(acts=[scripted.broken_off(400_000)]), Script(acts=[scripted.whole_for_a_range])
     digest = first.add(DATA)
     second.add(DATA)
     async with source(first), source(second), edge(first, second) as node:
         assert await node.read(digest) == DATA
-    assert [asked.start for asked in second.gets()] == [400_000]
+    assert [(asked.start, asked.ranged) for asked in second.gets()] == [(400_000, True), (0, False)]
 
 
 async def test_a_lie_in_content_range_is_refused(edge: Edge) -> None:
@@ -358,3 +360,106 @@ async def test_the_disk_cache_is_found_again_and_leftovers_are_not(edge: Edge) -
             assert await again.read(digest) == DATA
             assert list((again.folder / "tmp").iterdir()) == []
     assert len(script.gets()) == 1
+
+
+LARGE = random.Random(2).randbytes(3 * PART)
+
+
+async def test_a_large_shard_comes_from_an_origin_in_parts_at_once(edge: Edge) -> None:
+    script = Script(acts=[scripted.held_after(1000), scripted.serve_whole])
+    digest = script.add(LARGE)
+    async with source(script), edge(script) as node:
+        reader = asyncio.create_task(node.read(digest, size=len(LARGE)))
+        await script.holding.wait()
+        while len(script.gets()) < 3:
+            await asyncio.sleep(0)
+        assert sorted((asked.start, asked.stop) for asked in script.gets()[:3]) == [
+            (0, PART), (PART, 2 * PART), (2 * PART, 3 * PART),
+        ]  # fmt: skip
+        script.release.set()
+        assert await reader == LARGE
+        await node.settled()
+        assert node.cache.peek(digest) is Outcome.HIT_DISK
+
+
+async def test_a_slow_stream_is_helped_by_others(edge: Edge) -> None:
+    """The connection that brings nothing more keeps nobody from the rest of its part, but for the last of it."""
+    script = Script(acts=[scripted.held_after(1000), scripted.serve_whole])
+    digest = script.add(LARGE)
+    async with source(script), edge(script) as node:
+        reader = node.cache.open(digest, len(LARGE))
+        pieces = reader.read(0, len(LARGE))
+        await anext(pieces)
+        fill = node.cache.fills.get(digest, from_above=False)
+        assert fill is not None
+        while fill.missing is None or fill.missing > 2 * HELP_LEAST:
+            await asyncio.sleep(0.01)  # real time: streams are judged by it
+        assert not script.release.is_set()
+        script.release.set()
+        rest = [_pread(piece) async for piece in pieces if isinstance(piece, FileRegion)]
+        assert LARGE.endswith(b"".join(rest))
+        reader.close()
+        await node.settled()
+        assert node.cache.peek(digest) is Outcome.HIT_DISK
+
+
+async def test_a_source_without_ranges_is_asked_for_the_whole_from_then_on(edge: Edge) -> None:
+    script = Script(acts=[scripted.whole_for_a_range])
+    digest, other = script.add(LARGE), script.add(LARGE[::-1])
+    async with source(script), edge(script) as node:
+        assert await node.read(digest, size=len(LARGE)) == LARGE
+        before = len(script.gets())
+        assert await node.read(other, size=len(LARGE)) == LARGE[::-1]
+        assert [asked.ranged for asked in script.gets()[before:]] == [False]
+
+
+async def test_parts_of_a_source_that_breaks_off_are_kept_and_the_next_gives_what_is_missing(edge: Edge) -> None:
+    first, second = Script(acts=[scripted.broken_off(PART // 2)]), Script()
+    digest = first.add(LARGE)
+    second.add(LARGE)
+    async with source(first), source(second), edge(first, second) as node:
+        assert await node.read(digest, size=len(LARGE)) == LARGE
+    asked = sum((asked.stop or len(LARGE)) - asked.start for asked in second.gets())
+    assert asked < len(LARGE)
+
+
+async def test_wrong_bytes_in_a_later_part_are_found(edge: Edge) -> None:
+    script, good = Script(acts=[flipped_in_the_shard]), Script()
+    digest = script.add(LARGE)
+    good.add(LARGE)
+    async with source(script), edge(script) as node:
+        with pytest.raises(IntegrityError):
+            await node.read(digest, size=len(LARGE))
+        await node.settled()
+        assert node.files() == []
+
+
+async def flipped_in_the_shard(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """One bit of the last part is wrong."""
+    data = bytearray(script.blobs[asked.path])
+    data[-5] ^= 1
+    scripted.head(writer, data, asked)
+    writer.write(bytes(data[asked.start : asked.stop]))
+
+
+async def test_a_disk_that_does_not_give_back_what_was_written_costs_a_fetch_not_an_error(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F13: parts that came early are read again to be hashed."""
+    import errno
+    import os
+
+    script = Script(acts=[scripted.held_after(1000), scripted.serve_whole])
+    digest = script.add(LARGE)
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with source(script), edge(script, memory=64 << 20) as node:
+        fetching = asyncio.create_task(node.cache.fetch(digest, len(LARGE)))
+        await script.holding.wait()
+        monkeypatch.setattr(os, "pread", pread)
+        script.release.set()
+        await fetching
+        assert node.cache.peek(digest) is Outcome.HIT_MEMORY
+        assert await node.read(digest) == LARGE

@@ -22,6 +22,7 @@ PURE = [
     ),
     "origin.tensorfile",
     "origin.cutting",
+    "edge_node.gaps",
     "edge_node.ledger",
     "router.location",
     "shared.node",
