@@ -18,6 +18,7 @@ import hashlib
 import random
 from _hashlib import HASH as Hash
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 from structlog.typing import FilteringBoundLogger
 
@@ -38,8 +39,14 @@ BACKOFF = 0.1
 """Seconds before the second round, times a random factor of up to two."""
 UNIT = 1 << 20
 """Bytes read back and hashed at a time."""
-HELP_EVERY, HELP_AFTER, HELP_LEAST = 0.25, 1.0, 128 << 10
-"""Seconds between two looks for streams that need help; the seconds left, and the bytes, that make it worth it."""
+AGAIN = 2
+"""Times that a stream which got no answer is tried again where others get theirs."""
+JUDGE, HELP_EVERY, HELP_LEAST = 0.5, 0.25, 128 << 10
+"""Seconds that a stream is given before it is judged, at least; seconds between two looks for streams that need help;
+bytes that make it worth it."""
+HELP_SPARE, HELP_URGENT = 1.5, 4.0
+"""Seconds left that make it worth it: where connections are to spare, and where a reader waits and others have their
+turn later for it. What is under way on the slow connection then comes twice."""
 OVERFLOW, OVERFLOW_WAIT = 4, 10.0
 """Fills that may be held outside every budget at a time, where neither disk nor memory has room; and the seconds
 that one waits for its turn before its readers are told to try again."""
@@ -59,6 +66,9 @@ class Fill:
         self.outcome = fills.predict(digest, from_above=from_above)
         """Where it comes from: at first as the order of the sources has it, then as it was."""
         self.verified = False
+        """Whether all bytes are there, and right."""
+        self.over = False
+        """Whether nothing more will be done: it is kept, or given up."""
         self.error: NearshardError | None = None
         self._fills = fills
         self._buffer: Buffer | None = None
@@ -95,10 +105,10 @@ class Fill:
     async def wait_end(self) -> None:
         """Until it is over. Raises what it ended with."""
         self._wanted.set()
-        while not self.verified:
-            if self.error:
-                raise self.error
+        while not self.over:
             await self._changed.wait()
+        if self.error:
+            raise self.error
 
     def join(self) -> None:
         """Count a reader in; with no await since it found this fill."""
@@ -142,8 +152,9 @@ class Fill:
         try:
             await self._fetch()
             assert self._buffer is not None
-            await self._commit(self._buffer)
             self.verified = True
+            self._notify()  # readers have no need to wait until the disk is done
+            await self._commit(self._buffer)
             fills.metrics.fills.labels("ok").inc()
         except NearshardError as error:
             self._give_up(error)
@@ -154,6 +165,7 @@ class Fill:
             fills.log.error("a fill failed", shard=self.digest, exc_info=error)
             self._give_up(NearshardError(f"fill failed: {error}"))
         finally:
+            self.over = True
             fills.ended(self)
             self._notify()
             self._close_if_idle()
@@ -206,7 +218,6 @@ class Fill:
             else:
                 await self._stream_all(source, self._gaps.cut(part or self._gaps.missing))
         except NoRanges:
-            source.ranges = False
             self._restart()
             await self._stream(source, None)
         await self._hash_behind()
@@ -223,15 +234,28 @@ class Fill:
         clock, upstreams = self._fills.clock, self._fills.upstreams
 
         async def stream(gap: Gap) -> None:
-            await self._stream(source, gap)
+            for attempt in range(1 + AGAIN):
+                since = clock.monotonic()
+                try:
+                    await self._stream(source, gap)
+                    break
+                except UpstreamError as error:
+                    if error.error_code != "upstream_timeout" or source.heard_at < since:
+                        raise
+                    if attempt == AGAIN:
+                        upstreams.only_whole(source, forever=False)
+                        raise NoRanges(f"{source.url} is late with parts") from error
             if not self.missing:
                 helping.cancel()
 
         async def help_slow() -> None:
             while self._gaps:
                 await clock.sleep(HELP_EVERY)
-                if upstreams.may_help(source, urgent=self._wanted.is_set()):
-                    half = self._gaps.help(clock.monotonic(), HELP_AFTER, HELP_LEAST)
+                spare = source.slots.spare
+                if (spare or self._wanted.is_set()) and upstreams.part(source) is not None:
+                    after = max(JUDGE, 4 * source.delay)
+                    seconds = HELP_SPARE if spare else HELP_URGENT
+                    half = self._gaps.help(clock.monotonic(), after, seconds, HELP_LEAST)
                     if half is not None:
                         group.create_task(stream(half))
 
@@ -245,8 +269,17 @@ class Fill:
 
     async def _stream(self, source: Source, gap: Gap | None) -> None:
         """One gap from one source; None: the whole shard."""
-        start, stop = (gap.start, gap.stop) if gap else (0, None)
-        async with self._fills.upstreams.open(source, self.digest, start, stop, self.size, self._rank) as body:
+        upstreams = self._fills.upstreams
+        async with AsyncExitStack() as stack:
+            turn = await stack.enter_async_context(upstreams.turn(source, self._rank))
+            start, stop = (gap.start, gap.stop) if gap else (0, None)
+            if gap:
+                gap.opened = self._fills.clock.monotonic(), gap.start
+            try:
+                body = await stack.enter_async_context(upstreams.open(turn, self.digest, start, stop, self.size))
+            except NoRanges:
+                upstreams.only_whole(source, forever=True)
+                raise
             async with self._placing:
                 if self._buffer is None:
                     self.size = body.size
@@ -255,7 +288,6 @@ class Fill:
                     self._notify()
             assert self._gaps is not None
             gap = gap or self._gaps.cut(body.size)[0]
-            gap.opened = self._fills.clock.monotonic(), gap.start
             async for chunk in body.chunks:
                 await self._fills.upstreams.take(source, len(chunk))
                 await self._put(gap, memoryview(chunk))
@@ -361,7 +393,7 @@ class Fill:
         self._changed = asyncio.Event()
 
     def _close_if_idle(self) -> None:
-        if self._readers or not (self.verified or self.error) or self._buffer is None:
+        if self._readers or not self.over or self._buffer is None:
             return
         self._buffer.close(committed=self._committed)
         for old in self._retired:

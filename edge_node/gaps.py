@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-JUDGE = 0.5
-"""Seconds that a stream is given before it is judged."""
-
 
 @dataclass(eq=False, slots=True)
 class Gap:
@@ -22,9 +19,9 @@ class Gap:
     opened: tuple[float, int] | None = None
     """When a stream for it began, in seconds, and at which byte."""
 
-    def left(self, now: float) -> float:
-        """Seconds until it is closed if it goes on as it did; 0 while that cannot be told."""
-        if self.opened is None or now - self.opened[0] < JUDGE or self.start >= self.stop:
+    def left(self, now: float, after: float) -> float:
+        """Seconds until it is closed if it goes on as it did; 0 in the first ``after`` seconds, when nobody can tell."""
+        if self.opened is None or now - self.opened[0] < after or self.start >= self.stop:
             return 0.0
         came = self.start - self.opened[1]
         return (self.stop - self.start) * (now - self.opened[0]) / came if came else float("inf")
@@ -61,11 +58,11 @@ class Gaps:
         self._gaps = [part for gap in whole for part in _parts(gap, most)]
         return list(self._gaps)
 
-    def help(self, now: float, seconds: float, least: int) -> Gap | None:
+    def help(self, now: float, after: float, seconds: float, least: int) -> Gap | None:
         """The second half of the gap that will take longest, if that is over ``seconds`` and the half has ``least``
-        bytes: for a stream of its own. None where no help is worth it."""
-        slowest = max(self._open(), key=lambda gap: gap.left(now), default=None)
-        if slowest is None or slowest.left(now) <= seconds or slowest.stop - slowest.start < 2 * least:
+        bytes: for a stream of its own. None where no help is worth it. Streams are judged ``after`` seconds."""
+        slowest = max(self._open(), key=lambda gap: gap.left(now, after), default=None)
+        if slowest is None or slowest.left(now, after) <= seconds or slowest.stop - slowest.start < 2 * least:
             return None
         middle = (slowest.start + slowest.stop) // 2
         second = Gap(middle, slowest.stop)

@@ -18,7 +18,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from shared.clock import Clock
 from shared.errors import RequestError
 
-AT_FIRST, MOST = 8, 32
+AT_FIRST, MOST = 16, 32
 """Fetches at once from one upstream: where adapting begins, and the bound."""
 WINDOW, HOLD, FORGET = 1.0, 60.0, 120.0
 """Seconds over which a number of fetches is judged, until more are tried again, and after which an upstream that was

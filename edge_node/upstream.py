@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import aiohttp
@@ -29,8 +29,12 @@ PART, PART_LEAST, PART_SECONDS = 4 << 20, 1 << 20, 1.0
 """Bytes of a shard that one stream from an origin is asked for: at first, at least; later what it brings in so many
 seconds."""
 TROUBLE = 60.0
-"""Seconds that a source which was late is asked for whole shards only: one that has to fetch them itself is late with
-what is not at the front."""
+"""Seconds that a source which was late with parts is asked for whole shards only: one that has to fetch them itself is
+late with what is not at the front."""
+
+
+SILENT = 2.0
+"""Seconds without a byte of any shard after which one that is late means that none would come."""
 
 
 class NotBlamed(UpstreamError):
@@ -53,10 +57,42 @@ class Source:
     throttle: Throttle
     failures: int = 0
     avoid_until: float = 0.0
-    ranges: bool = True
-    """Whether it gives parts of a shard."""
+    delay: float = 0.0
+    """Seconds from a question to the beginning of its answer, smoothed; 0 while none is known."""
+    whole_until: float = 0.0
+    """Until when it is asked for whole shards only."""
+    heard_at: float = float("-inf")
+    """When it last sent bytes of any shard."""
     late_at: float = float("-inf")
-    """When it last let its time run out."""
+    """When it last let its time run out, and had been silent altogether."""
+
+
+class Turn:
+    """A fetch's slot. It is passed on before the last bytes are here: the next one asks while they are on their way, or
+    each connection would idle for a round trip between two fetches."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._held = True
+
+    def answered(self, seconds: float) -> None:
+        """The answer began so long after the question."""
+        source = self.source
+        source.delay = seconds if not source.delay else 0.8 * source.delay + 0.2 * seconds
+
+    async def watch(self, chunks: AsyncIterator[bytes], left: int) -> AsyncIterator[bytes]:
+        """``chunks``, ``left`` bytes in all."""
+        async for chunk in chunks:
+            left -= len(chunk)
+            if left <= self.source.slots.each * self.source.delay:
+                self.end()
+            yield chunk
+
+    def end(self) -> None:
+        """Pass the slot on; once."""
+        if self._held:
+            self._held = False
+            self.source.slots.release()
 
 
 class Upstreams:
@@ -104,13 +140,14 @@ class Upstreams:
         """Count a failure against a source; what is missing there is not its fault."""
         if isinstance(error, NotFound | NotBlamed):
             return
-        if error.error_code == "upstream_timeout":
-            source.late_at = self._clock.monotonic()
+        now = self._clock.monotonic()
+        if error.error_code == "upstream_timeout" and now - source.heard_at > SILENT:
+            source.late_at = now
         source.failures += 1
         seconds = min(PENALTY_MAX, PENALTY * 2 ** min(source.failures - 1, 8))
         if isinstance(error, IntegrityError):
             seconds = WRONG_BYTES
-        source.avoid_until = self._clock.monotonic() + seconds
+        source.avoid_until = now + seconds
         self._metrics.upstream_errors.labels(source.url, error.error_code).inc()
 
     def worked(self, source: Source) -> None:
@@ -120,6 +157,7 @@ class Upstreams:
     async def take(self, source: Source, size: int) -> None:
         """Count body bytes that came from a source, and wait where the link's policy wants it."""
         source.slots.count(size)
+        source.heard_at = self._clock.monotonic()
         self.received[source.outcome] += size
         self._metrics.received.labels(source.url).inc(size)
         if source.outcome is not Outcome.FILL_PEER:
@@ -129,47 +167,50 @@ class Upstreams:
 
     def part(self, source: Source) -> int | None:
         """Bytes that one stream of several is to be asked for; None where one stream should have it all."""
-        whole = source.outcome is not Outcome.FILL_ORIGIN or not source.ranges
-        if whole or self._clock.monotonic() - source.late_at < TROUBLE:
+        if source.outcome is not Outcome.FILL_ORIGIN or self._clock.monotonic() < source.whole_until:
             return None
         return max(PART_LEAST, int(source.slots.each * PART_SECONDS)) if source.slots.each else PART
 
-    def may_help(self, source: Source, *, urgent: bool) -> bool:
-        """Whether a slow stream may have another one to help it: where that keeps no other from its turn, or where a
-        reader waits for it."""
-        return (urgent or source.slots.spare) and self.part(source) is not None
+    def only_whole(self, source: Source, *, forever: bool) -> None:
+        """A source knows no ranges, or is late with what is not at the front."""
+        source.whole_until = float("inf") if forever else self._clock.monotonic() + TROUBLE
 
     @asynccontextmanager
-    async def open(
-        self, source: Source, digest: Digest, start: int, stop: int | None, size: int | None, rank: Rank
-    ) -> AsyncIterator[Body]:
-        """A shard's bytes from ``start`` to ``stop`` (None: its end), when it is this fetch's turn (``Slots.acquire``).
-
-        Raises NotFound, NoRanges or UpstreamError.
+    async def turn(self, source: Source, rank: Rank) -> AsyncIterator[Turn]:
+        """Wait until it is this fetch's turn (``Slots.acquire``). Raises NotAsked.
 
         Those that wait for their turn at a source that does not answer do not each try it: they would wait for ever.
         """
-        url = source.url + blob_path(digest)
-        hop = {HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}
-        session = self._sessions.of(source.url)
         since = self._clock.monotonic()
         await source.slots.acquire(rank)
+        turn = Turn(source)
         try:
             if source.late_at > since:
                 raise NotAsked(f"{source.url} let others wait in vain")
-            async with open_blob(
-                session,
-                url,
-                start=start,
-                stop=stop,
-                size=size,
-                max_size=MAX_SHARD,
-                headers=hop,
-                sharing=lambda: source.slots.used,
-            ) as body:
-                yield body
+            yield turn
         finally:
-            source.slots.release()
+            turn.end()
+
+    @asynccontextmanager
+    async def open(
+        self, turn: Turn, digest: Digest, start: int, stop: int | None, size: int | None
+    ) -> AsyncIterator[Body]:
+        """A shard's bytes from ``start`` to ``stop`` (None: its end). Raises NotFound, NoRanges or UpstreamError."""
+        source = turn.source
+        asked = self._clock.monotonic()
+        async with open_blob(
+            self._sessions.of(source.url),
+            source.url + blob_path(digest),
+            start=start,
+            stop=stop,
+            size=size,
+            max_size=MAX_SHARD,
+            headers={HOP: self._node} if source.outcome is Outcome.FILL_PEER else {},
+            sharing=lambda: source.slots.used,
+        ) as body:
+            turn.answered(self._clock.monotonic() - asked)
+            left = (stop or body.size) - body.start
+            yield replace(body, chunks=turn.watch(body.chunks, left))
 
     def _source(self, url: str, outcome: Outcome) -> Source:
         return Source(url, outcome, Slots(self._clock), Throttle(self._clock))

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_node.gaps import JUDGE, Gap, Gaps
+from edge_node.gaps import Gap, Gaps
+
+JUDGE = 0.5
 
 
 def spans(gaps: list[Gap]) -> list[tuple[int, int]]:
@@ -43,7 +45,7 @@ def test_the_slowest_stream_is_helped_with_its_second_half() -> None:
     quick, slow = gaps.cut(500)
     quick.opened, slow.opened = (0.0, 0), (0.0, 500)
     quick.start, slow.start = 400, 510
-    half = gaps.help(1.0, seconds=2.0, least=10)
+    half = gaps.help(1.0, JUDGE, seconds=2.0, least=10)
     assert half is not None
     assert spans([slow, half]) == [(510, 755), (755, 1000)]
     assert gaps.missing == 100 + 490
@@ -62,14 +64,14 @@ def test_no_help_where_it_is_not_worth_it(opened: tuple[float, int] | None, star
     gaps = Gaps(1000)
     (gap,) = gaps.cut(1000)
     gap.opened, gap.start = opened, start
-    assert gaps.help(now, seconds=2.0, least=10) is None, why
+    assert gaps.help(now, JUDGE, seconds=2.0, least=10) is None, why
 
 
 def test_a_stream_that_brings_nothing_is_helped() -> None:
     gaps = Gaps(1000)
     (gap,) = gaps.cut(1000)
     gap.opened = (0.0, 0)
-    assert gaps.help(JUDGE, seconds=2.0, least=10) is not None
+    assert gaps.help(JUDGE, JUDGE, seconds=2.0, least=10) is not None
 
 
 @given(st.data(), st.integers(1, 10_000))
@@ -82,7 +84,7 @@ def test_whatever_comes_in_whatever_order_every_byte_is_accounted_for(data: st.D
         if step == "anew":
             streams = gaps.cut(data.draw(st.integers(1, 2 * size)))
         elif step == "help":
-            if half := gaps.help(JUDGE, seconds=0.0, least=1):
+            if half := gaps.help(JUDGE, JUDGE, seconds=0.0, least=1):
                 streams.append(half)
         elif streams:
             gap = data.draw(st.sampled_from(streams))
