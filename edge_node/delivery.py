@@ -186,8 +186,8 @@ class Delivery:
         return lambda _: urls
 
     def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
-        """This node, then the origins."""
-        return [self._url, *self._origins]
+        """This node alone: aria2 would take from an origin at the same time, over the link that this node spares."""
+        return [self._url]
 
     async def status(self) -> Mapping[str, Any]:
         """What this node holds and how it has served."""

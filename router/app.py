@@ -97,8 +97,15 @@ class RouterTier:
         return lambda digest: self._bases(region, digest)
 
     def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
-        """The nodes that a redirect would name, then the origins."""
-        return self._bases(self._region(request), _key(path))
+        """The nodes of the client's region; only where it has none, those of others; only where none is left, origins.
+
+        aria2 takes from all that a metalink names at once, whatever the priority: what is named here as a last
+        resort would be used every time, and the model would cross the site's link for each person anew.
+        """
+        region = self._region(request)
+        nodes = self._registry.snapshot.candidates(region, _key(path), self._count)
+        near = [node for node in nodes if node.region == region] or nodes
+        return [node.url for node in near] or self._origins
 
     async def status(self) -> Mapping[str, Any]:
         """The members, and whether Redis is there."""

@@ -80,7 +80,7 @@ class Tier(Protocol):
         ...
 
     def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
-        """Base URLs of who can serve a task or a file, best first: for a metalink. Never empty."""
+        """Base URLs to take a task or a file from, all at once, best first: for a metalink. Never empty."""
         ...
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
