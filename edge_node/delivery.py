@@ -12,7 +12,7 @@ Nothing here waits for a whole shard, and nothing is held but the window.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -84,8 +84,7 @@ class Delivery:
 
     async def _layout(self, request: web.Request, path: TaskPath | FilePath) -> web.StreamResponse:
         """A task or a file: many slices, their sizes known from the manifest."""
-        model, ref = (path.model, path.ref) if isinstance(path, FilePath) else (path.task_id.model, path.task_id.ref)
-        found = await self._catalog.resolve(model, ref)
+        found = await self._catalog.resolve(path.model, path.ref)
         self._favour(found.manifest)
         shown = representation.of_path(path, found.manifest)
         decision, span = decide(request, shown)
@@ -93,12 +92,10 @@ class Delivery:
         above = HOP in request.headers
         outcomes = [self._cache.peek(piece.digest, from_above=above) for piece in slices]
         outcome = dearest(outcomes or [Outcome.HIT_MEMORY])
-        fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields}
-        if isinstance(path, TaskPath):
-            fields["Vary"] = "Accept"
-        if is_revision(ref) and request.method == "GET":
-            vary = {"Vary": "Accept"} if isinstance(path, TaskPath) else {}
-            self.short_path.learn(request.raw_path, shown, vary, any_accept=not vary)
+        vary = {"Vary": "Accept"}
+        fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields, **vary}
+        if is_revision(path.ref) and request.method == "GET":
+            self.short_path.learn(request.raw_path, shown, vary)
         async with aclosing(self._pieces(iter(slices), found.manifest.shards, from_above=above)) as pieces:
             return await send(request, shown, decision, span, pieces, fields)
 
@@ -194,6 +191,10 @@ class Delivery:
         """This node, then the origins."""
         urls = [self._url, *self._origins]
         return lambda _: urls
+
+    def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
+        """This node alone: aria2 would take from an origin at the same time, over the link that this node spares."""
+        return [self._url]
 
     async def status(self) -> Mapping[str, Any]:
         """What this node holds and how it has served."""

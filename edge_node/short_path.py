@@ -130,11 +130,10 @@ class ShortPath:
         self._requests: dict[bytes, tuple[bytes, PlainFields]] = {}
         self._second, self._date = 0, b""
 
-    def learn(self, target: str, shown: Representation, fields: Mapping[str, str], *, any_accept: bool) -> None:
-        """The long path has answered ``target``, which will never mean anything else."""
-        known = Known(
-            shown, tuple(shown.layout.cut(shown.layout.whole)), fields, any_accept, f'"{shown.etag}"'.encode()
-        )
+    def learn(self, target: str, shown: Representation, fields: Mapping[str, str]) -> None:
+        """The long path has answered ``target``, a task or a file, which will never mean anything else."""
+        slices = tuple(shown.layout.cut(shown.layout.whole))
+        known = Known(shown, slices, fields, any_accept=False, quoted=f'"{shown.etag}"'.encode())
         self._remember(target.encode(), known)
 
     def plain(self, data: bytes) -> tuple[bytes, PlainFields] | None:

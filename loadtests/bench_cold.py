@@ -140,6 +140,7 @@ def by_edge(link: Link, origin: Service, target: Path) -> Iterator[list[str]]:
 def by_aria2(link: Link, origin: Service, target: Path) -> Iterator[list[str]]:
     """aria2c, with as many connections as it has for one server, and its smallest pieces."""
     flags = ["--no-conf", "--quiet", "--file-allocation=none", f"--dir={target.parent}", f"--out={target.name}"]
+    flags.append("--header=Accept: */*")  # the file itself, not its metalink
     yield ["aria2c", "-x16", "-s16", "-k1M", *flags, origin.url + file_path(MODEL, "main", FILE)]
 
 

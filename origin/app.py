@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -86,17 +86,18 @@ class OriginTier:
         """This origin alone."""
         return lambda _: [self._url]
 
+    def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
+        """This origin alone."""
+        return [self._url]
+
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """Stream a task, a file or a shard from storage."""
         if isinstance(path, BlobPath):
             shown = representation.of_blob(path.digest, await self._storage.blob_size(path.digest))
         else:
-            model, ref = (
-                (path.model, path.ref) if isinstance(path, FilePath) else (path.task_id.model, path.task_id.ref)
-            )
-            shown = representation.of_path(path, (await self.resolve(model, ref)).manifest)
+            shown = representation.of_path(path, (await self.resolve(path.model, path.ref)).manifest)
         decision, span = decide(request, shown)
-        fields = {"Vary": "Accept"} if isinstance(path, TaskPath) else {}
+        fields = {} if isinstance(path, BlobPath) else {"Vary": "Accept"}
         return await send(request, shown, decision, span, self._pieces(shown.layout.cut(span)), fields)
 
     async def _pieces(self, slices: Iterable[Slice]) -> AsyncIterator[Piece]:

@@ -1,4 +1,4 @@
-"""Where to cut: the shards of safetensors files along tensor boundaries, and the tensors of tasks. Pure.
+"""Where to cut: the shards of safetensors files along tensor boundaries, the tensors of tasks, pieces. Pure.
 
 Rules, in order:
 
@@ -10,11 +10,13 @@ Rules, in order:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from origin.tensorfile import TensorEntry, TensorHeader
 from shared.errors import PublishError
+from shared.layout import piece_count
+from shared.manifest import MAX_PIECES, MIN_PIECE
 
 TARGET = 8 << 20
 LIMIT = 32 << 20
@@ -93,3 +95,14 @@ def task_tensors(
         for tensor in header.tensors
         if task in members.get(names[file, tensor.name], frozenset())
     ]
+
+
+def piece_length(sizes: Collection[int]) -> int:
+    """Bytes of a piece of every layout of a revision, whose ``sizes`` in bytes these are.
+
+    The least power of two that the manifest has room for: 4 MiB for a model of 14 GB, 32 MiB for one of 100 GB.
+    """
+    length = MIN_PIECE
+    while sum(piece_count(size, length) for size in sizes) > MAX_PIECES:
+        length *= 2
+    return length

@@ -2,8 +2,8 @@
 
 1. Read the directory and its tasks; refuse what is wrong before anything is stored.
 2. Decide the cuts and make the tasks' headers (pure, ``origin.cutting``).
-3. Read every file once; each shard is hashed, and stored where it is not there yet. The hashes of files and of
-   tasks run along, so nothing is read twice.
+3. Read every file once; each shard is hashed, and stored where it is not there yet. The hashes of files, of tasks
+   and of their pieces run along, each in a thread of its own, so nothing is read twice.
 4. Make all that durable, then store the manifest, then move the ref. A publish that is killed before the last
    step shows nothing; one that is repeated finds everything there and changes nothing.
 
@@ -13,7 +13,6 @@ Memory: a few shards (at most 32 MiB each), whatever the size of the model.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from typing import Any, Protocol
 
 from pyfastcdc import FastCDC
 
-from origin.cutting import LIMIT, TARGET, Cut, Members, cut_tensors, public_names, task_tensors
+from origin.cutting import LIMIT, TARGET, Cut, Members, cut_tensors, piece_length, public_names, task_tensors
+from origin.hashing import BodyHash, Update
 from origin.model_dir import (
     SMALL_FILE,
     TASKS_FILE,
@@ -85,7 +85,11 @@ class _Task:
     head: list[Slice] = field(default_factory=list)
     parts: list[tuple[str, Span]] = field(default_factory=list)
     """(file, span) of its tensors' data, in order."""
-    hash: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def size(self) -> int:
+        """Bytes of a body that is made of tensors."""
+        return len(self.header) + sum(span.length for _, span in self.parts)
 
 
 async def publish(
@@ -114,29 +118,34 @@ async def publish(
     members = _members(specs, {names[key]: key for key in names}, bool(headers))
     tasks = _tasks(specs, sources, names, members)
 
+    sizes = {source.path: source.size for source in sources}
+    length = piece_length([*sizes.values(), *(sizes[task.source] if task.source else task.size for task in tasks)])
+    hashes = {task.name: BodyHash(task.size, length) for task in tasks if not task.source}
+
     await storage.sweep(now)
-    writer = _Writer(storage, sum(source.size for source in sources), progress)
+    writer = _Writer(storage, sum(sizes.values()), progress)
     files: dict[str, Layout] = {}
     try:
         async with asyncio.TaskGroup() as group:
             for task in tasks:
-                task.hash.update(task.header)
+                if not task.source:
+                    hashes[task.name].update(task.header)
                 for start in range(0, len(task.header), limit):
                     part = task.header[start : start + limit]
                     task.head.append(Slice(await writer.store(group, part), 0, len(part)))
             for source in sources:
-                feeds = {task.name: task.hash for task in tasks if not task.source}
                 cuts: AsyncIterator[tuple[bytes, Members]]
                 if source.tensors:
                     own = {t.name: members.get(names[source.path, t.name], frozenset()) for t in source.tensors.tensors}
                     cuts = _read_cuts(source, list(cut_tensors(source.tensors, own, target, limit)))
                 else:
                     cuts = _read_chunks(source, target)
-                files[source.path] = await _store_file(group, writer, source, cuts, feeds)
+                files[source.path] = await _store_file(group, writer, source, cuts, hashes, length)
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
-    manifest = Manifest(model, {}, files, {task.name: _finish(task, files) for task in tasks}, _tensors(headers, files))
-    manifest = _with_shards(manifest, writer.sizes)
+    finished = {task.name: _finish(task, files, hashes) for task in tasks}
+    shards = _shards(files, finished, writer.sizes)
+    manifest = Manifest(model, shards, files, finished, _tensors(headers, files), length)
 
     await storage.sync()
     revision = manifest.revision
@@ -155,7 +164,7 @@ async def publish(
         changed=before != revision,
         shards=len(manifest.shards),
         stored=writer.stored,
-        size=sum(source.size for source in sources),
+        size=sum(sizes.values()),
         stored_bytes=writer.stored_bytes,
         tasks=tuple(manifest.tasks),
     )
@@ -223,24 +232,23 @@ async def _store_file(
     writer: _Writer,
     source: SourceFile,
     cuts: AsyncIterator[tuple[bytes, Members]],
-    feeds: Mapping[str, Any],
+    hashes: Mapping[str, BodyHash],
+    piece_length: int,
 ) -> Layout:
-    """Store one file's shards; its bytes also go to the hashes of the tasks that use them."""
-    whole = hashlib.sha256()
+    """Store one file's shards; its bytes also go to the ``hashes`` of the tasks that use them."""
+    whole = BodyHash(source.size, piece_length)
     slices: list[Slice] = []
-
-    def feed(data: bytes, users: Members) -> None:
-        whole.update(data)
-        for name in users & feeds.keys():
-            feeds[name].update(data)
-
     async for data, users in cuts:
-        await asyncio.to_thread(feed, data, users)
-        slices.append(Slice(await writer.store(group, data), 0, len(data)))
+        updates: list[Update] = [*whole.updates]
+        for name in users & hashes.keys():
+            updates += hashes[name].updates
+        hashing = asyncio.gather(*(asyncio.to_thread(update, data) for update in updates))
+        digest, _ = await asyncio.gather(writer.store(group, data), hashing)
+        slices.append(Slice(digest, 0, len(data)))
     size = sum(piece.length for piece in slices)
     if size != source.size:
         raise PublishError(f"{source.path}: changed while it was read")
-    return Layout(size, whole.hexdigest(), tuple(slices))
+    return Layout(size, whole.sha256, tuple(slices), whole.pieces)
 
 
 async def _read_cuts(source: SourceFile, cuts: Sequence[Cut]) -> AsyncIterator[tuple[bytes, Members]]:
@@ -337,19 +345,19 @@ def _part(layout: Layout, data_start: int, begin: int, end: int) -> tuple[Slice,
     return tuple(layout.cut(Span(data_start + begin, data_start + end)))
 
 
-def _finish(task: _Task, files: Mapping[str, Layout]) -> Task:
+def _finish(task: _Task, files: Mapping[str, Layout], hashes: Mapping[str, BodyHash]) -> Task:
     if task.source:
         layout = files[task.source]
     else:
         data = (piece for path, span in task.parts for piece in files[path].cut(span))
         slices = join([*task.head, *data])
-        layout = Layout(sum(piece.length for piece in slices), task.hash.hexdigest(), slices)
+        body = hashes[task.name]
+        layout = Layout(sum(piece.length for piece in slices), body.sha256, slices, body.pieces)
     return Task(task.name, layout, task.filename, task.files, task.description)
 
 
-def _with_shards(manifest: Manifest, sizes: Mapping[Digest, int]) -> Manifest:
-    """The manifest with its shard table: what files and tasks use, in that order."""
-    layouts = [*manifest.files.values(), *(task.layout for task in manifest.tasks.values())]
+def _shards(files: Mapping[str, Layout], tasks: Mapping[str, Task], sizes: Mapping[Digest, int]) -> dict[Digest, int]:
+    """The shard table: what files and tasks use, in that order."""
+    layouts = [*files.values(), *(task.layout for task in tasks.values())]
     used = dict.fromkeys(digest for layout in layouts for digest in layout.shards())
-    table = {digest: sizes[digest] for digest in used}
-    return Manifest(manifest.model, table, manifest.files, manifest.tasks, manifest.tensors)
+    return {digest: sizes[digest] for digest in used}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -23,12 +23,12 @@ from shared import codec, plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, evaluate
-from shared.digest import hex_of, repr_digest
+from shared.digest import digest_fields, hex_of
 from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamError
-from shared.ids import TaskId, parse_name
+from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.node import Node, parse_node
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path, file_path, task_path
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
 from shared.representation import Representation
 from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
@@ -54,10 +54,10 @@ class RouterTier:
             key, target, etag = path.digest, blob_path(path.digest), hex_of(path.digest)
         else:
             shown = await self._shown(path)
-            key, target = _key_and_target(path, shown)
+            key, target = _key(path), path.at(shown.revision if shown and shown.revision else path.ref)
             etag = shown.etag if shown else ""
         if etag:
-            fields |= {"ETag": f'"{etag}"', "Repr-Digest": repr_digest(etag)}
+            fields |= {"ETag": f'"{etag}"', **digest_fields(etag)}
             if isinstance(evaluate(conditions(request), etag, None), NotModified):
                 return web.Response(status=304, headers=fields)
         urls = [base + target for base in self._bases(self._region(request), key)]
@@ -69,9 +69,8 @@ class RouterTier:
 
     async def _shown(self, path: TaskPath | FilePath) -> Representation | None:
         """What will be sent; None while no origin answers, when a node may still know."""
-        model, ref = (path.model, path.ref) if isinstance(path, FilePath) else (path.task_id.model, path.task_id.ref)
         try:
-            return representation.of_path(path, (await self._catalog.resolve(model, ref)).manifest)
+            return representation.of_path(path, (await self._catalog.resolve(path.model, path.ref)).manifest)
         except UpstreamError:
             return None
 
@@ -96,6 +95,17 @@ class RouterTier:
         """Each shard's owners in the client's region, then others, then the origins."""
         region = self._region(request)
         return lambda digest: self._bases(region, digest)
+
+    def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
+        """The nodes of the client's region; only where it has none, those of others; only where none is left, origins.
+
+        aria2 takes from all that a metalink names at once, whatever the priority: what is named here as a last
+        resort would be used every time, and the model would cross the site's link for each person anew.
+        """
+        region = self._region(request)
+        nodes = self._registry.snapshot.candidates(region, _key(path), self._count)
+        near = [node for node in nodes if node.region == region] or nodes
+        return [node.url for node in near] or self._origins
 
     async def status(self) -> Mapping[str, Any]:
         """The members, and whether Redis is there."""
@@ -142,13 +152,9 @@ class Published:
             self._log.info("a node was not told of a publish", node=node.id, reason=str(error))
 
 
-def _key_and_target(path: TaskPath | FilePath, shown: Representation | None) -> tuple[str, str]:
-    """The ring's key, and the path at a node: pinned to the revision where that is known."""
-    revision = shown.revision if shown else None
-    if isinstance(path, TaskPath):
-        task = path.task_id
-        return task.ring_key, task_path(TaskId(task.model, task.task, revision or task.ref))
-    return f"{path.model}/{path.path}", file_path(path.model, revision or path.ref, path.path)
+def _key(path: TaskPath | FilePath) -> str:
+    """The ring's key of a task or a file."""
+    return path.task_id.ring_key if isinstance(path, TaskPath) else f"{path.model}/{path.path}"
 
 
 def add_membership_routes(app: web.Application, registry: Registry, ttl: float) -> None:

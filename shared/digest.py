@@ -48,6 +48,10 @@ def raw_of(digest: Digest) -> bytes:
     return bytes.fromhex(hex_of(digest))
 
 
-def repr_digest(sha256_hex: str) -> str:
-    """The ``Repr-Digest`` field value of a representation (RFC 9530 §3, structured byte sequence)."""
-    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256_hex)).decode()}:"
+def digest_fields(sha256_hex: str) -> dict[str, str]:
+    """The fields that say the digest of a representation, whole.
+
+    ``Repr-Digest`` (RFC 9530 §3), and the ``Digest`` that it replaced (RFC 3230 §4.3.2): aria2 checks that one.
+    """
+    encoded = base64.b64encode(bytes.fromhex(sha256_hex)).decode()
+    return {"Repr-Digest": f"sha-256=:{encoded}:", "Digest": f"SHA-256={encoded}"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from shared.digest import Digest
@@ -39,11 +39,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """Slices in order; ``size`` in bytes and ``sha256`` (64 hex) are of the joined whole."""
+    """Slices in order; ``size`` in bytes and ``sha256`` (64 hex) are of the joined whole.
+
+    ``pieces``: 32 bytes of SHA-256 for each piece of the whole; empty for one piece or none (``piece_count``).
+    """
 
     size: int
     sha256: str
     slices: tuple[Slice, ...]
+    pieces: bytes = field(default=b"", repr=False)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -75,6 +79,14 @@ class Layout:
     def shards(self) -> tuple[Digest, ...]:
         """The digests of the shards that hold this, each once, in order of first use."""
         return tuple(dict.fromkeys(s.digest for s in self.slices))
+
+
+def piece_count(size: int, length: int) -> int:
+    """How many pieces of ``length`` bytes, the last one shorter, ``size`` bytes are hashed in.
+
+    None where one would hold them all: its hash is that of the whole.
+    """
+    return -(-size // length) if size > length else 0
 
 
 def join(slices: Iterable[Slice]) -> tuple[Slice, ...]:

@@ -4,7 +4,9 @@ On the wire it is one msgpack map (``shared.codec``). The long tables are packed
 shards stays under 5 MB and decoding it allocates little:
 
 * ``shards``: per shard 32 bytes of SHA-256 and a big-endian u32 size;
-* a layout's slices: per slice three big-endian u32: index into ``shards``, offset, length.
+* a layout's slices: per slice three big-endian u32: index into ``shards``, offset, length;
+* a layout's ``pieces``: per piece of ``piece_length`` bytes 32 bytes of SHA-256. Shards are of all sizes, and other
+  people's downloaders check pieces of equal length (RFC 5854 §4.2.11), so these are hashes of their own.
 
 There is no time and no randomness in it: publishing the same directory again gives the same revision.
 ``decode`` checks every rule, so whoever holds a ``Manifest`` need not check again.
@@ -23,7 +25,7 @@ from shared import codec
 from shared.digest import SIZE, Digest, digest_of, from_hash, raw_of
 from shared.errors import BadId, DecodeError, ManifestInvalid, ManifestTooLarge, NotFound
 from shared.ids import parse_model, parse_name
-from shared.layout import Layout, Slice
+from shared.layout import Layout, Slice, piece_count
 
 FORMAT = 1
 MAX_MANIFEST = 5_000_000
@@ -33,6 +35,10 @@ MAX_SHARD = 32 << 20
 """Bytes of one shard: what a node must be ready to hold while it fills."""
 MAX_TENSORS = 20_000
 """Tensors listed in a manifest: more would take it over its size."""
+MIN_PIECE = 1 << 20
+"""Bytes of the shortest pieces."""
+MAX_PIECES = 8192
+"""Pieces of all layouts of a manifest together: 256 KiB of it."""
 MAX_PATH = 1024
 MAX_TEXT = 4096
 
@@ -78,6 +84,8 @@ class Manifest:
     tasks: Mapping[str, Task]
     tensors: tuple[Tensor, ...] = field(default=())
     """Empty for a model of more than MAX_TENSORS: the headers of its files have them too."""
+    piece_length: int = MIN_PIECE
+    """Bytes of a piece of every layout; a power of two."""
 
     @cached_property
     def encoded(self) -> bytes:
@@ -168,12 +176,18 @@ def _to_wire(manifest: Manifest) -> dict[str, Any]:
         return b"".join(_SLICE.pack(index[s.digest], s.offset, s.length) for s in items)
 
     def layout(item: Layout) -> dict[str, Any]:
-        return {"size": item.size, "sha256": bytes.fromhex(item.sha256), "slices": slices(item.slices)}
+        return {
+            "size": item.size,
+            "sha256": bytes.fromhex(item.sha256),
+            "slices": slices(item.slices),
+            "pieces": item.pieces,
+        }
 
     paths = {path: number for number, path in enumerate(manifest.files)}
     return {
         "format": FORMAT,
         "model": manifest.model,
+        "piece_length": manifest.piece_length,
         "shards": b"".join(_SHARD.pack(raw_of(d), size) for d, size in manifest.shards.items()),
         "files": [{"path": path, **layout(item)} for path, item in manifest.files.items()],
         "tensors": [[t.name, t.dtype, list(t.shape), paths[t.file], slices(t.slices)] for t in manifest.tensors],
@@ -192,7 +206,7 @@ def _to_wire(manifest: Manifest) -> dict[str, Any]:
 
 
 def _from_wire(wire: Any) -> Manifest:
-    _expect(wire, {"format", "model", "shards", "files", "tensors", "tasks", "deltas"})
+    _expect(wire, {"format", "model", "piece_length", "shards", "files", "tensors", "tasks", "deltas"})
     if type(wire["format"]) is not int or wire["format"] != FORMAT:
         raise ManifestInvalid("a manifest of a format that this version does not know")
     table = list(_shards(wire["shards"]))
@@ -211,6 +225,10 @@ def _from_wire(wire: Any) -> Manifest:
             items.append(Slice(digests[number], offset, length))
         return tuple(items)
 
+    piece_length = _natural(wire["piece_length"])
+    if piece_length < MIN_PIECE or piece_length & (piece_length - 1):
+        raise ManifestInvalid("a piece's length is a power of two from 1 MiB up")
+
     def layout(item: Any) -> Layout:
         parts = slices(item["slices"])
         size = _natural(item["size"])
@@ -219,11 +237,14 @@ def _from_wire(wire: Any) -> Manifest:
         sha256 = item["sha256"]
         if not isinstance(sha256, bytes) or len(sha256) != SIZE:
             raise ManifestInvalid("a SHA-256 has 32 bytes")
-        return Layout(size, sha256.hex(), parts)
+        pieces = item["pieces"]
+        if not isinstance(pieces, bytes) or len(pieces) != SIZE * piece_count(size, piece_length):
+            raise ManifestInvalid("there is one SHA-256 for each piece")
+        return Layout(size, sha256.hex(), parts, pieces)
 
     files: dict[str, Layout] = {}
     for item in wire["files"]:
-        _expect(item, {"path", "size", "sha256", "slices"})
+        _expect(item, {"path", "size", "sha256", "slices", "pieces"})
         files[_text(item["path"], MAX_PATH)] = layout(item)
     paths = list(files)
     if len(paths) != len(wire["files"]):
@@ -248,7 +269,7 @@ def _from_wire(wire: Any) -> Manifest:
         )
     tasks: dict[str, Task] = {}
     for item in wire["tasks"]:
-        _expect(item, {"name", "description", "filename", "files", "size", "sha256", "slices"})
+        _expect(item, {"name", "description", "filename", "files", "size", "sha256", "slices", "pieces"})
         name = parse_name(item["name"])
         if name in tasks:
             raise ManifestInvalid("a task is listed twice")
@@ -261,7 +282,10 @@ def _from_wire(wire: Any) -> Manifest:
         )
     if wire["deltas"] != []:
         raise ManifestInvalid("deltas are not known to this version")
-    return Manifest(parse_model(wire["model"]), shards, files, tasks, tuple(tensors))
+    layouts = (*files.values(), *(task.layout for task in tasks.values()))
+    if sum(len(item.pieces) for item in layouts) > SIZE * MAX_PIECES:
+        raise ManifestTooLarge(f"more than {MAX_PIECES} pieces")
+    return Manifest(parse_model(wire["model"]), shards, files, tasks, tuple(tensors), piece_length)
 
 
 def _shards(packed: object) -> Iterator[tuple[Digest, int]]:

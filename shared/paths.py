@@ -23,9 +23,23 @@ _HIDDEN_SLASH = re.compile(r"%2f|%5c|%00", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class TaskPath:
-    """``/shards/<task_id>``: a task's bytes, or its plan."""
+    """``/shards/<task_id>``: a task's bytes, its plan, or its metalink."""
 
     task_id: TaskId
+
+    @property
+    def model(self) -> str:
+        """The model that it is of."""
+        return self.task_id.model
+
+    @property
+    def ref(self) -> str:
+        """The ref or revision that it is of."""
+        return self.task_id.ref
+
+    def at(self, revision: str) -> str:
+        """The path of the same at a revision."""
+        return task_path(TaskId(self.task_id.model, self.task_id.task, revision))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,10 @@ class FilePath:
     model: str
     ref: str
     path: str
+
+    def at(self, revision: str) -> str:
+        """The path of the same at a revision."""
+        return file_path(self.model, revision, self.path)
 
 
 ReadPath = TaskPath | BlobPath | ModelsPath | ModelPath | ManifestPath | FilePath

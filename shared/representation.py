@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
-from shared.digest import Digest, hex_of, repr_digest
+from shared.digest import Digest, digest_fields, hex_of
 from shared.ids import is_revision
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest
@@ -45,12 +46,22 @@ class Representation:
         fields = {
             "ETag": f'"{self.etag}"',
             "Cache-Control": self.cache_control,
-            "Repr-Digest": repr_digest(self.etag),
+            **digest_fields(self.etag),
             "Accept-Ranges": "bytes",
         }
         if self.revision:
             fields["Nearshard-Revision"] = self.revision
         return fields
+
+
+_QUOTING = str.maketrans("", "", '"\\')
+
+
+def disposition(filename: str) -> str:
+    """The Content-Disposition of an answer that is to be kept under a name (RFC 6266 §4.3)."""
+    plain = filename.encode("ascii", "ignore").decode().translate(_QUOTING)
+    extended = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'
 
 
 def of_blob(digest: Digest, size: int) -> Representation:
@@ -63,14 +74,13 @@ def of_path(path: TaskPath | FilePath, manifest: Manifest) -> Representation:
     """A task or a file of a manifest. Raises NotFound."""
     if isinstance(path, TaskPath):
         task = manifest.task(path.task_id.task)
-        layout, ref, filename = task.layout, path.task_id.ref, task.filename
+        layout, filename = task.layout, task.filename
     else:
-        layout, ref = manifest.file(path.path), path.ref
-        filename = PurePosixPath(path.path).name
+        layout, filename = manifest.file(path.path), PurePosixPath(path.path).name
     return Representation(
         layout,
         TYPES.get(PurePosixPath(filename).suffix, BINARY),
-        IMMUTABLE if is_revision(ref) else REVALIDATE,
+        IMMUTABLE if is_revision(path.ref) else REVALIDATE,
         filename,
         manifest.revision,
     )

@@ -7,14 +7,15 @@ tier itself, which streams them (origin, edge) or sends the client on (router).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from shared import codec, plan
+from shared import codec, metalink, plan, representation
 from shared.conditional import NotModified, evaluate
+from shared.errors import RequestError, UpstreamError
 from shared.ids import is_revision
 from shared.manifest import Manifest
 from shared.metrics import CONTENT_TYPE, Metrics
@@ -28,12 +29,12 @@ from shared.paths import (
     TaskPath,
     parse_path,
 )
-from shared.representation import BINARY, IMMUTABLE, REVALIDATE
+from shared.representation import BINARY, IMMUTABLE, REVALIDATE, disposition
 from shared.web.middleware import KIND, refuse_expectation
 from shared.web.send import conditions
 
 MANIFEST = "application/vnd.nearshard.manifest+msgpack"
-_OFFERS = (BINARY, plan.MSGPACK, plan.JSON)
+_OFFERS = (BINARY, plan.MSGPACK, plan.JSON, metalink.METALINK)
 _KINDS: Mapping[type, str] = {
     TaskPath: "task", BlobPath: "blob", FilePath: "file",
     ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models",
@@ -76,6 +77,10 @@ class Tier(Protocol):
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """Who can serve each shard, for a plan. Raises UpstreamError where nobody can."""
+        ...
+
+    def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
+        """Base URLs to take a task or a file from, all at once, best first: for a metalink. Never empty."""
         ...
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
@@ -142,23 +147,48 @@ async def _answer(tier: Tier, request: web.Request, path: ReadPath) -> web.Strea
             fields = {**found.fields, "Nearshard-Revision": revision}
             etag = revision.removeprefix("sha256:")
             return document(request, found.manifest.encoded, MANIFEST, etag, lifetime, fields)
-        case TaskPath():
-            form = plan.negotiate(",".join(request.headers.getall("Accept", ())), _OFFERS)
+        case BlobPath():
+            return await tier.bytes(request, path)
+        case TaskPath() | FilePath():
+            form = _form(request, path)
             if form == BINARY:
                 return await tier.bytes(request, path)
-            found = await tier.resolve(path.task_id.model, path.task_id.ref)
-            task = found.manifest.task(path.task_id.task)
-            built = plan.build(found.manifest, task, tier.sources(request, path))
-            body = codec.encode(built) if form == plan.MSGPACK else codec.encode_json(built)
-            etag = hashlib.sha256(body).hexdigest()
-            fields = {
-                **found.fields,
-                "Vary": "Accept, Nearshard-Region",
-                "Nearshard-Revision": found.manifest.revision,
-            }
-            return document(request, body, form, etag, "private, no-cache", fields)
-        case _:
-            return await tier.bytes(request, path)
+            try:
+                found = await tier.resolve(path.model, path.ref)
+            except UpstreamError:
+                if form == metalink.METALINK:  # a router sends the client on: a node may know, and has a metalink too
+                    return await tier.bytes(request, path)
+                raise
+            return _described(tier, request, path, form, found)
+
+
+def _form(request: web.Request, path: TaskPath | FilePath) -> str:
+    """The media type to answer in. Raises RequestError (406) for a task."""
+    accept = ",".join(request.headers.getall("Accept", ()))
+    if isinstance(path, TaskPath):
+        return plan.negotiate(accept, _OFFERS)
+    try:
+        return plan.negotiate(accept, (BINARY, metalink.METALINK))
+    except RequestError:
+        return BINARY  # a file is of any type: RFC 9110 §12.5.1 lets us send it all the same
+
+
+def _described(
+    tier: Tier, request: web.Request, path: TaskPath | FilePath, form: str, found: Resolved
+) -> web.StreamResponse:
+    """What is said of a task or a file in place of its bytes: a plan or a metalink."""
+    revision = found.manifest.revision
+    fields = {**found.fields, "Vary": "Accept, Nearshard-Region", "Nearshard-Revision": revision}
+    if form == metalink.METALINK:
+        shown = representation.of_path(path, found.manifest)
+        urls = [base + path.at(revision) for base in tier.bases(request, path)]
+        body = metalink.build(shown.filename, shown.layout, found.manifest.piece_length, urls)
+        fields["Content-Disposition"] = disposition(shown.filename + metalink.SUFFIX)
+    else:
+        assert isinstance(path, TaskPath)
+        built = plan.build(found.manifest, found.manifest.task(path.task_id.task), tier.sources(request, path))
+        body = codec.encode(built) if form == plan.MSGPACK else codec.encode_json(built)
+    return document(request, body, form, hashlib.sha256(body).hexdigest(), "private, no-cache", fields)
 
 
 def document(

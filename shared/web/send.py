@@ -15,7 +15,7 @@ from aiohttp import web
 from shared.conditional import Conditions, Decision, NotModified, Partial, evaluate
 from shared.errors import DiskError
 from shared.layout import Span
-from shared.representation import BINARY, Representation
+from shared.representation import BINARY, Representation, disposition
 from shared.web.middleware import BODY_BEGUN
 from shared.web.wire import Wire
 
@@ -86,8 +86,7 @@ def fields_of(
     headers["Content-Type"] = representation.content_type
     headers["X-Content-Type-Options"] = "nosniff"
     if representation.filename and representation.content_type == BINARY:
-        name = representation.filename.encode("ascii", "ignore").decode().replace('"', "")
-        headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        headers["Content-Disposition"] = disposition(representation.filename)
     if isinstance(decision, Partial):
         headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{representation.layout.size}"
     headers["Content-Length"] = str(span.length)

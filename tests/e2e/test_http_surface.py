@@ -230,7 +230,7 @@ def test_hostile_paths_are_refused_and_not_repeated(net: Network, tier: str, pat
     answer = Answer.of(net.tier(tier), path)
     assert answer.status == 400, path[:60]
     assert answer.code in ("bad_id", "bad_request")
-    assert b"etc" not in answer.body and b"aaaa" not in answer.body
+    assert b"etc" not in answer.body and b"a" * 20 not in answer.body
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -306,7 +306,7 @@ def test_malformed_requests_are_refused_in_our_words(net: Network, tier: str, ra
     assert status in (400, 414, 431, 505), answer[:200]
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"application/problem+json" in head
-    assert json.loads(body)["status"] == status and b"aaaa" not in body
+    assert json.loads(body)["status"] == status and b"a" * 20 not in body
 
 
 def test_two_range_fields_are_refused(net: Network) -> None:

@@ -291,6 +291,7 @@ async def test_a_disk_without_room_means_serving_through(edge: Edge) -> None:
     digest = script.add(DATA)
     async with source(script), edge(script, disk=1000, memory=1000) as node:
         assert await node.read(digest) == DATA
+        await node.settled()
         assert await node.read(digest) == DATA
         assert node.files() == []
     assert len(script.gets()) == 2, "nothing was kept, nothing failed"

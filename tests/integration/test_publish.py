@@ -23,7 +23,7 @@ from safetensors.numpy import load, save_file
 from origin.publish import Published, publish
 from origin.storage import Storage
 from shared.errors import NotFound, PublishError, TasksError, TensorFileError
-from shared.manifest import Manifest
+from shared.manifest import MIN_PIECE, Manifest
 from tests.harness import command, make_model
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -64,6 +64,21 @@ async def test_tasks_are_valid_safetensors_of_just_their_tensors(storage: Storag
         assert set(tensors) == names
         assert all(np.array_equal(tensors[name], whole[name]) for name in names)
     assert manifest.tasks["all"].layout == manifest.files["model.safetensors"]
+
+
+async def test_every_piece_of_files_and_tasks_is_hashed(storage: Storage, model: Path) -> None:
+    make_model(model, width=1024)
+    (model / "vocab.bin").write_bytes(random.Random(3).randbytes(3 * MIN_PIECE + 1))
+    _, manifest = await put(storage, model)
+    assert manifest.piece_length == MIN_PIECE
+    layouts = {**manifest.files, **{name: task.layout for name, task in manifest.tasks.items()}}
+    counts = {}
+    for name, layout in layouts.items():
+        body = b"".join([bytes(await storage.read_blob(s.digest, s.offset, s.length)) for s in layout.slices])
+        parts = [body[start : start + MIN_PIECE] for start in range(0, len(body), MIN_PIECE)]
+        assert layout.pieces == b"".join(hashlib.sha256(part).digest() for part in parts if len(parts) > 1), name
+        counts[name] = len(layout.pieces) // 32
+    assert counts["vocab.bin"] == 4 and counts["half"] == 12 and counts["config.json"] == 0
 
 
 async def test_a_task_pulls_in_no_byte_that_it_does_not_use(storage: Storage, model: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from origin.cutting import SMALL, Cut, Members, cut_tensors, public_names, task_tensors
+from origin.cutting import SMALL, Cut, Members, cut_tensors, piece_length, public_names, task_tensors
 from origin.tensorfile import TensorEntry, TensorHeader
 from shared.errors import PublishError
+from shared.layout import piece_count
+from shared.manifest import MAX_PIECES, MIN_PIECE
 from tests.unit.strategies import quick
 
 ALL, EMBED = frozenset({"all"}), frozenset({"all", "embed"})
@@ -243,3 +245,30 @@ def test_the_tensors_of_a_task_come_in_the_order_of_files_and_of_data() -> None:
         ("y", "d", "d"),
         ("y", "c", "c"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mebibytes"),
+    [
+        ([], 1),
+        ([5], 1),
+        ([MAX_PIECES * MIN_PIECE], 1),
+        ([MAX_PIECES * MIN_PIECE + 1], 2),
+        ([90_000_000] * 2, 1),
+        ([5_000_000_000] * 3 + [15_000_000_000], 4),
+        ([100_000_000_000] * 2, 32),
+        ([4_300_000_000] * 163 + [700_000_000_000], 256),
+    ],
+)
+def test_a_piece_is_as_short_as_the_manifest_has_room_for(sizes: list[int], mebibytes: int) -> None:
+    assert piece_length(sizes) == mebibytes << 20
+
+
+@quick
+@given(st.lists(st.integers(0, 2**50), max_size=20))
+def test_there_are_never_more_pieces_than_a_manifest_may_have(sizes: list[int]) -> None:
+    length = piece_length(sizes)
+    assert length >= MIN_PIECE and length & (length - 1) == 0
+    assert sum(piece_count(size, length) for size in sizes) <= MAX_PIECES
+    shorter = length // 2
+    assert shorter < MIN_PIECE or sum(piece_count(size, shorter) for size in sizes) > MAX_PIECES

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.digest import digest_of, from_hash, hex_of, parse_digest, raw_of, repr_digest
+from shared.digest import digest_fields, digest_of, from_hash, hex_of, parse_digest, raw_of
 from shared.errors import BadId
 from tests.unit.strategies import quick
 
@@ -55,7 +55,10 @@ def test_a_hash_of_another_size_is_refused(size: int) -> None:
         from_hash(bytes(size))
 
 
-def test_repr_digest_is_spelled_as_rfc_9530_does() -> None:
+def test_digest_fields_are_spelled_as_rfc_9530_and_rfc_3230_do() -> None:
     """Its appendix B has this representation and this field value."""
     sha256 = hashlib.sha256(b'{"hello": "world"}\n').hexdigest()
-    assert repr_digest(sha256) == "sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:"
+    assert digest_fields(sha256) == {
+        "Repr-Digest": "sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:",
+        "Digest": "SHA-256=RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=",
+    }

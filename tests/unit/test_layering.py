@@ -17,12 +17,13 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome",
+            "plan", "outcome", "metalink",
         )
     ),
     "origin.tensorfile",
     "origin.cutting",
     "edge_node.gaps",
+    "origin.hashing",
     "edge_node.ledger",
     "router.location",
     "shared.node",

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from shared import codec
 from shared.digest import digest_of
 from shared.errors import ManifestInvalid, ManifestTooLarge, NotFound
-from shared.layout import Layout, Slice
+from shared.layout import Layout, Slice, piece_count
 from shared.manifest import (
     MAX_MANIFEST,
     MAX_PATH,
+    MAX_PIECES,
     MAX_SHARD,
     MAX_SHARDS,
+    MIN_PIECE,
     Manifest,
     Task,
     Tensor,
@@ -63,10 +65,12 @@ tensor_tables = st.lists(
 def manifests(draw: st.DrawFn) -> Manifest:
     """A small manifest that keeps every rule."""
     shards = draw(shard_tables)
+    length = draw(st.sampled_from([MIN_PIECE, 8 * MIN_PIECE, 1 << 40]))
 
     def layout(sha256: str, where: list[tuple[int, ...]]) -> Layout:
         slices = slices_at(where, shards)
-        return Layout(sum(piece.length for piece in slices), sha256, slices)
+        size = sum(piece.length for piece in slices)
+        return Layout(size, sha256, slices, bytes.fromhex(sha256) * piece_count(size, length))
 
     files = {path: layout(*table) for path, table in draw(file_tables).items()}
     paths = list(files)
@@ -78,7 +82,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         Tensor(name, dtype, shape, paths[number % len(paths)], slices_at(where, shards))
         for name, dtype, shape, number, where in draw(tensor_tables)
     )
-    return Manifest(draw(models), shards, files, tasks, tensors)
+    return Manifest(draw(models), shards, files, tasks, tensors, length)
 
 
 # There and back
@@ -184,6 +188,39 @@ def test_a_manifest_over_its_size_is_too_large_to_encode() -> None:
 def test_a_manifest_of_too_many_shards_is_too_large() -> None:
     with pytest.raises(ManifestTooLarge):
         decode(changed(lambda wire: wire.update(shards=bytes(36 * (MAX_SHARDS + 1)))))
+
+
+def with_pieces(size: int, pieces: int, length: int = MIN_PIECE) -> Manifest:
+    """One file of ``size`` bytes, with so many hashes of pieces."""
+    shard = digest_of(b"large")
+    slices = tuple(Slice(shard, 0, min(MAX_SHARD, size - at)) for at in range(0, size, MAX_SHARD))
+    file = Layout(size, SHA, slices, bytes(32 * pieces))
+    return Manifest("acme/large", {shard: MAX_SHARD}, {"x": file}, {}, (), length)
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "pieces"),
+    [
+        (1, MIN_PIECE, 0),
+        (MIN_PIECE, MIN_PIECE, 0),
+        (MIN_PIECE + 1, MIN_PIECE, 2),
+        (2 * MIN_PIECE, MIN_PIECE, 2),
+        (2 * MIN_PIECE, 2 * MIN_PIECE, 0),
+        (5 * MIN_PIECE, 2 * MIN_PIECE, 3),
+        (MAX_PIECES * MIN_PIECE, MIN_PIECE, MAX_PIECES),
+    ],
+)
+def test_a_layout_has_one_hash_for_each_piece_and_none_for_a_single_one(size: int, length: int, pieces: int) -> None:
+    manifest = with_pieces(size, pieces, length)
+    assert decode(manifest.encoded) == manifest
+    for wrong in {pieces + 1, max(0, pieces - 1), 0, 1} - {pieces}:
+        with pytest.raises(ManifestInvalid):
+            decode(with_pieces(size, wrong, length).encoded)
+
+
+def test_a_manifest_of_too_many_pieces_is_too_large() -> None:
+    with pytest.raises(ManifestTooLarge):
+        decode(with_pieces((MAX_PIECES + 1) * MIN_PIECE, MAX_PIECES + 1).encoded)
 
 
 # Rules
@@ -314,6 +351,17 @@ def u32(*numbers: int) -> bytes:
         pytest.param(put("files", 0, slices=[0, 10, 30]), id="slices as a list"),
         pytest.param(put("files", 0, sha256=bytes(16)), id="an MD5"),
         pytest.param(put("files", 0, sha256=SHA), id="SHA-256 as text"),
+        pytest.param(put("files", 0, pieces=bytes(32)), id="piece of a file that is one piece"),
+        pytest.param(put("files", 0, pieces=[]), id="pieces as a list"),
+        pytest.param(put("tasks", 0, pieces=""), id="pieces as text"),
+        pytest.param(lambda wire: wire["tasks"][0].pop("pieces"), id="no pieces"),
+        pytest.param(top(piece_length=MIN_PIECE // 2), id="pieces too short"),
+        pytest.param(top(piece_length=MIN_PIECE + 1), id="piece length that is no power of two"),
+        pytest.param(top(piece_length=0), id="pieces of nothing"),
+        pytest.param(top(piece_length=-MIN_PIECE), id="negative piece length"),
+        pytest.param(top(piece_length=2**60), id="piece length past 53 bits"),
+        pytest.param(top(piece_length=float(MIN_PIECE)), id="piece length that is not whole"),
+        pytest.param(top(piece_length=None), id="no piece length"),
         pytest.param(put("files", 0, hash="md5"), id="key that nobody knows"),
         pytest.param(lambda wire: wire["files"][0].pop("sha256"), id="no SHA-256"),
         pytest.param(again("files"), id="file listed twice"),

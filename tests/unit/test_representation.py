@@ -13,7 +13,7 @@ from shared.ids import TaskId
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task
 from shared.paths import FilePath, TaskPath
-from shared.representation import BINARY, IMMUTABLE, REVALIDATE, of_blob, of_path
+from shared.representation import BINARY, IMMUTABLE, REVALIDATE, disposition, of_blob, of_path
 
 SHARD = digest_of(b"shard")
 SHA = "00" * 32
@@ -63,6 +63,7 @@ def test_the_fields_of_every_answer_name_version_digest_and_lifetime() -> None:
         "ETag": f'"{SHA}"',
         "Cache-Control": REVALIDATE,
         "Repr-Digest": "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:",
+        "Digest": "SHA-256=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
         "Accept-Ranges": "bytes",
         "Nearshard-Revision": model.revision,
     }
@@ -110,3 +111,17 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(("name", "content_type"), TYPES)
 def test_a_type_does_not_depend_on_the_machine(bare_machine: None, name: str, content_type: str) -> None:
     test_only_what_is_plain_text_has_a_type_of_its_own(name, content_type)
+
+
+@pytest.mark.parametrize(
+    ("filename", "field"),
+    [
+        ("model.gguf", 'attachment; filename="model.gguf"'),
+        ("a b.gguf", 'attachment; filename="a b.gguf"'),
+        ('a"b\\.gguf', "attachment; filename=\"ab.gguf\"; filename*=UTF-8''a%22b%5C.gguf"),
+        ("modèle.gguf", "attachment; filename=\"modle.gguf\"; filename*=UTF-8''mod%C3%A8le.gguf"),
+    ],
+)
+def test_a_name_is_said_in_ascii_and_where_that_is_not_all_of_it_in_utf_8(filename: str, field: str) -> None:
+    """RFC 6266 §4.3, Appendix D."""
+    assert disposition(filename) == field
