@@ -54,7 +54,9 @@ class Group:
 class Loads:
     """The loads of all nodes. Time is the caller's, in seconds that only grow."""
 
-    def __init__(self) -> None:
+    def __init__(self, bound: float = BOUND) -> None:
+        """``bound``: the load, of the mean of its region, above which a node is passed over."""
+        self._bound = bound
         self._loads: dict[str, Load] = {}
         self._start = self._until = -math.inf
         self.one = 1.0
@@ -116,7 +118,7 @@ class Loads:
         """
         if not group.weight:
             return FLOOR
-        return max(FLOOR, BOUND * (group.reported + group.sent / self.one) / group.weight)
+        return max(FLOOR, self._bound * (group.reported + group.sent / self.one) / group.weight)
 
     def advance(self, now: float) -> None:
         """Let what was sent fade until ``now``. Call it before asking."""

@@ -1,0 +1,237 @@
+"""The ring and the choice at the size of 10,000 nodes in 200 regions and 10 million shards: ``make simulate``.
+
+No network: the project's own code (``shared.ring``, ``shared.routing``, ``shared.loads``) on made-up members and demand.
+The 10 million shards are as many random places on the ring: a place is a BLAKE2b hash, so that is what digests give.
+They are looked at a million at a time. Demand is drawn from all of them by Zipf's law (exponent 1); one region of 50
+nodes is played through, for each request is one choice of the real code.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from loadtests.report import console, processor
+from shared.codec import encode_json
+from shared.health import Health
+from shared.loads import Loads
+from shared.nearness import Nearness
+from shared.node import Node, State
+from shared.ring import MEMBER, Ring
+from shared.routing import Routing, Snapshot
+
+REGIONS, NODES = 200, 50
+SHARDS, AT_ONCE = 10_000_000, 1_000_000
+HEARTBEAT = 2.0
+RATE, SECONDS_EACH, SECONDS = 5000.0, 1.0, 24.0
+"""Requests a second in the region, the mean that one takes, and how long the play is."""
+SEED = 7
+
+Places = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.uint64]
+
+
+def main() -> None:
+    """Print the tables."""
+    started = time.perf_counter()
+    console().print(processor())
+    moved()
+    snapshot = size()
+    spread(snapshot)
+    zipf()
+    console().print(f"{time.perf_counter() - started:.0f} s in all")
+
+
+def places() -> Iterator[Places]:
+    """Where the shards are on every ring, some at a time; the same each time."""
+    rng = np.random.default_rng(SEED)
+    for _ in range(SHARDS // AT_ONCE):
+        yield rng.integers(0, 1 << 64, AT_ONCE, dtype=np.uint64)
+
+
+def owners(words: Numbers, where: Places) -> Numbers:
+    """The number of the member that owns each place: ``Ring.owners``, for many at once."""
+    at = np.searchsorted(words, where, side="right") % len(words)
+    found: Numbers = words[at] & np.uint64(MEMBER)
+    return found
+
+
+def moved() -> None:
+    """One of ten nodes leaves, or an eleventh comes: the share of shards that change their owner."""
+    ten = [f"north-{number}" for number in range(10)]
+    before = Ring(dict.fromkeys(ten, 1))
+    changes = {f"without {gone}": [n for n in ten if n != gone] for gone in ten} | {"one more": [*ten, "north-10"]}
+    rings = {name: Ring(dict.fromkeys(members, 1)) for name, members in changes.items()}
+    counts: Counter[str] = Counter()
+    for where in places():
+        names = np.array(before.names)[owners(np.asarray(before.words), where)]
+        for change, ring in rings.items():
+            counts[change] += int((np.array(ring.names)[owners(np.asarray(ring.words), where)] != names).sum())
+    shares = [counts[change] / SHARDS for change in changes]
+    table(
+        ["one region of 10 nodes, 10 million shards", "share that moves"],
+        [
+            ["one of ten leaves: least", f"{min(shares[:-1]):.2%}"],
+            ["one of ten leaves: most", f"{max(shares[:-1]):.2%}"],
+            ["an eleventh comes", f"{shares[-1]:.2%}"],
+        ],
+    )
+    assert max(shares) <= 0.12
+
+
+def size() -> Snapshot:
+    """What the whole membership costs: memory, time, bytes."""
+    nodes = [
+        Node(f"r{region:03}-{number:02}", f"http://r{region:03}-{number:02}.edge.example.org:8720", f"r{region:03}", 1)
+        for region in range(REGIONS)
+        for number in range(NODES)
+    ]
+    before = resident()
+    snapshot, cold = timed(lambda: Snapshot(nodes, 1))
+    grown = resident() - before
+    words = sum(ring.words.itemsize * len(ring.words) for ring in snapshot.rings.values())
+    changed, one = timed(lambda: Snapshot(nodes[1:], 2, snapshot))
+    _, again = timed(lambda: Snapshot(nodes, 3))
+    choice = Routing(Nearness(), Loads(), Health())
+    states = {node.id: State(5, rtt={f"r{n:03}": 10.0 + n for n in range(32)}) for node in nodes}
+    choice.update(snapshot, states, lambda _: 0.0, 100.0)
+    _, view = timed(lambda: choice.update(changed, states, lambda _: 0.0, 100.0))
+    _, refresh = timed(lambda: choice.update(changed, states, lambda _: 0.0, 100.5))
+    _, order = timed(lambda: choice.order("r007"))
+    record = nodes[0].record() | {"draining": False}
+    beat = encode_json(nodes[0].record() | states[nodes[0].id].record())
+    full = encode_json({"epoch": 1, "region": None, "nodes": [node.record() | {"draining": False} for node in nodes]})
+    region = encode_json(
+        {"epoch": 1, "region": "r000", "nodes": [n.record() | {"draining": False} for n in nodes[:NODES]]}
+    )
+    table(
+        [f"{REGIONS * NODES:,} nodes in {REGIONS} regions", ""],
+        [
+            ["rings of all regions", f"{words / 1e6:.0f} MB"],
+            ["memory that a first snapshot takes (points of each node kept as well)", f"{grown / 1e6:.0f} MB"],
+            ["all rings, at a first start", f"{cold:.2f} s"],
+            ["all rings again, points known", f"{again:.2f} s"],
+            ["one node changed: a new snapshot, one region's ring", f"{one * 1e3:.1f} ms"],
+            ["the same: making the choice ready again, all regions", f"{view * 1e3:.1f} ms"],
+            ["taking all loads, twice a second", f"{refresh * 1e3:.1f} ms"],
+            ["ordering the regions for one of them, each 10 s", f"{order * 1e3:.1f} ms"],
+            ["membership on the wire, whole", f"{len(full):,} bytes"],
+            ["one region", f"{len(region):,} bytes"],
+            ["one node", f"{len(encode_json(record)):,} bytes"],
+            ["a heartbeat, with times to 32 regions", f"{len(beat):,} bytes"],
+        ],
+    )
+    return snapshot
+
+
+def spread(snapshot: Snapshot) -> None:
+    """How evenly the shards lie on the disks of a region: the ring alone."""
+    ring = snapshot.rings["r000"]
+    words = np.asarray(ring.words)
+    counts = np.zeros(NODES, dtype=np.int64)
+    for where in places():
+        counts += np.bincount(owners(words, where).astype(np.int64), minlength=NODES)
+    mean = counts.mean()
+    table(
+        ["shards owned in a region of 50", "of the mean"],
+        [["fewest", f"{counts.min() / mean:.3f}"], ["most", f"{counts.max() / mean:.3f}"]],
+    )
+
+
+def zipf() -> None:
+    """Load under Zipf's law, with bounded loads and with the ring alone, one router and two."""
+    rows = []
+    for name, bound, routers in (("ring alone", 1e9, 1), ("bounded", 1.25, 1), ("bounded, two routers", 1.25, 2)):
+        found = play(bound, routers)
+        rows.append([name, *(f"{found[key]:.2f}" for key in ("sent", "in flight", "median", "at owner")),
+                     f"{found['us']:.1f}"])  # fmt: skip
+    table(
+        [f"{NODES} nodes, {RATE:,.0f} requests/s of {SECONDS_EACH:g} s, Zipf over 10 million shards",
+         "max/mean of requests sent", "max/mean in flight, worst moment", "median moment", "share at the owner",
+         "µs a choice"],
+        rows,
+    )  # fmt: skip
+    assert float(rows[1][1]) <= 1.26
+
+
+def play(bound: float, routers: int) -> dict[str, float]:
+    """One region for a while: requests come, are sent by the real choice, and end; nodes report, each in its turn."""
+    rng = random.Random(SEED)
+    nodes = [Node(f"n{number:02}", f"http://n{number:02}", "north", 1) for number in range(NODES)]
+    snapshot = Snapshot(nodes, 1)
+    views = [Routing(Nearness(), Loads(bound), Health()) for _ in range(routers)]
+    in_flight = dict.fromkeys(snapshot.nodes, 0)
+    states = dict.fromkeys(snapshot.nodes, State())
+    sent: Counter[str] = Counter()
+    phases = {node: rng.random() * HEARTBEAT for node in in_flight}
+    ends: list[tuple[float, str]] = []
+    reports = sorted((phase + HEARTBEAT * n, node) for node, phase in phases.items() for n in range(int(SECONDS)))
+    heapq.heapify(reports)
+    now, look, spent, first, worst = 0.0, 0.0, 0.0, 0, []
+    requests = int(RATE * SECONDS)
+    for _ in range(requests):
+        now += rng.expovariate(RATE)
+        while ends and ends[0][0] <= now:
+            in_flight[heapq.heappop(ends)[1]] -= 1
+        while reports and reports[0][0] <= now:
+            node = heapq.heappop(reports)[1]
+            states[node] = State(in_flight[node])
+        if now >= look:
+            look += 0.5
+            for view in views:
+                view.update(snapshot, states, lambda _: -1e6, now)
+            if now > SECONDS / 3:
+                values = list(in_flight.values())
+                worst.append(max(values) / (sum(values) / NODES))
+        key = f"sha256:{int(float(SHARDS) ** rng.random()):064x}"
+        view = rng.choice(views)
+        begun = time.perf_counter()
+        chosen = view.choose("north", key, 3, now)
+        view.sent(chosen, now)
+        spent += time.perf_counter() - begun
+        node = chosen[0].node.id
+        first += snapshot.rings["north"].owners(key, 1)[0] == node
+        sent[node] += 1
+        in_flight[node] += 1
+        heapq.heappush(ends, (now + rng.expovariate(1 / SECONDS_EACH), node))
+    return {
+        "sent": max(sent.values()) / (requests / NODES),
+        "in flight": max(worst),
+        "median": median(worst),
+        "at owner": first / requests,
+        "us": spent / requests * 1e6,
+    }
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one."""
+    shown = Table(*head)
+    for row in rows:
+        shown.add_row(*row)
+    console().print(shown)
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What ``work`` gives, and the seconds that it took."""
+    begun = time.perf_counter()
+    found = work()
+    return found, time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
