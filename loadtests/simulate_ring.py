@@ -1,6 +1,6 @@
 """The ring and the choice at the size of 10,000 nodes in 200 regions and 10 million shards: ``make simulate``.
 
-No network: the project's own code (``shared.ring``, ``shared.routing``, ``shared.loads``) on made-up members and demand.
+No network: the project's own code (``shared.ring``, ``routing``, ``loads``) on made-up members and demand.
 The 10 million shards are as many random places on the ring: a place is a BLAKE2b hash, so that is what digests give.
 They are looked at a million at a time. Demand is drawn from all of them by Zipf's law (exponent 1); one region of 50
 nodes is played through, for each request is one choice of the real code.
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ RATE, SECONDS_EACH, SECONDS = 5000.0, 1.0, 24.0
 """Requests a second in the region, the mean that one takes, and how long the play is."""
 SEED = 7
 
+T = TypeVar("T")
 Places = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.uint64]
 
@@ -226,7 +227,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
     """What ``work`` gives, and the seconds that it took."""
     begun = time.perf_counter()
     found = work()

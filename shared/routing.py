@@ -108,10 +108,11 @@ class _Member:
 class _Region:
     """A region with all that a choice needs of it, made ready."""
 
-    __slots__ = ("group", "members", "name", "panic", "passed", "ring", "usable")
+    __slots__ = ("group", "made_from", "members", "name", "panic", "passed", "ring", "usable")
 
     def __init__(self, name: str, ring: Ring, members: list[_Member], group: Group, *, panic: bool) -> None:
         self.name, self.ring, self.members, self.group, self.panic = name, ring, members, group, panic
+        self.made_from: tuple[Ring, Set[str], Set[str]] | None = None
         self.passed = sum(member.passed for member in members)
         self.usable = len(members) - self.passed
 
@@ -134,7 +135,7 @@ class _Region:
             left -= 1
             if member.young and not _given(place, now - member.joined):
                 later.append(member.starting)
-            elif member.load.reported + member.load.sent / one >= share * member.load.weight:
+            elif member.load.excess + member.load.sent / one >= share * member.load.weight:
                 later.append(member.loaded)
             else:
                 found.append(member.taken)
@@ -185,7 +186,7 @@ class Routing:
         draining = set()
         for node in snapshot.nodes:
             if (state := states.get(node)) is not None:
-                self.loads.report(node, state.in_flight)
+                self.loads.report(node, state.in_flight, now)
                 if state.draining:
                     draining.add(node)
         self._states = states
@@ -203,9 +204,14 @@ class Routing:
         self.snapshot = snapshot
         self.loads.keep(snapshot.nodes)
         self.health.keep(snapshot.nodes)
-        self._regions = {
-            name: self._region(name, ring, draining, ejected, joined) for name, ring in snapshot.rings.items()
-        }
+        before, self._regions = self._regions, {}
+        for name, ring in snapshot.rings.items():
+            made_from = (ring, draining & ring.members.keys(), ejected & ring.members.keys())
+            region = before.get(name)
+            if region is None or region.made_from != made_from:
+                region = self._region(name, ring, draining, ejected, joined)
+                region.made_from = made_from
+            self._regions[name] = region
         self._passed = any(region.passed for region in self._regions.values())
         newest = max((member.joined for region in self._regions.values() for member in region.members), default=0.0)
         self._growing_until = newest + SLOW_START

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.health import EJECTION, THRESHOLD, Health
-from shared.loads import BOUND, FADE, FLOOR, Loads
+from shared.loads import BOUND, FADE, FLOOR, SLOW, Loads
 from shared.nearness import Nearness
 from shared.node import Node, State
 from shared.routing import FIRST_KEYS, SLOW_START, Choice, Routing, Snapshot, Verdict
@@ -62,6 +62,7 @@ class Table:
     def busy(self, in_flight: Mapping[str, int]) -> None:
         """These are answering so many requests."""
         self.states |= {node: State(in_flight=count) for node, count in in_flight.items()}
+        self.now += 100 * SLOW
         self.update()
 
     def choose(self, key: str, region: str = "paris", count: int = 100) -> list[Choice]:
@@ -273,9 +274,7 @@ def test_a_node_that_gets_no_work_counts_in_no_mean() -> None:
     table = Table(snapshot_of(paris=4))
     table.busy({f"paris-{number}": 10 for number in range(4)} | {"paris-0": 1000})
     table.states["paris-0"] = State(1000, draining=True)
-    table.update()
-    table.states["paris-1"] = State(20)
-    table.update()
+    table.busy({"paris-1": 20})
     assert all(table.verdicts(key)["paris-1"] is Verdict.LOADED for key in KEYS)
 
 
