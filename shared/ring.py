@@ -13,9 +13,7 @@ import hashlib
 from array import array
 from bisect import bisect
 from collections.abc import Mapping
-from functools import lru_cache
-
-from uhashring import HashRing
+from struct import Struct
 
 VNODES = 512
 """Points on the ring per unit of weight: each of ten nodes then has between 8.7 and 11.3 % of the keys, seldom more
@@ -25,6 +23,7 @@ MAX_MEMBERS = 1 << 16
 MEMBER = MAX_MEMBERS - 1
 """The bits of a word that number a member."""
 _PLACE = (1 << 64) - MAX_MEMBERS
+_EIGHT = Struct(">8Q")
 
 
 class Ring:
@@ -48,7 +47,7 @@ class Ring:
     def owners(self, key: str, count: int | None = None) -> list[str]:
         """Members in the order in which they own ``key``, each once; at most ``count`` of them.
 
-        Empty for an empty ring. The walk is ours: the library's copies the whole ring for each key.
+        Empty for an empty ring.
         """
         return self.owners_at(place_of(key), count)
 
@@ -65,15 +64,13 @@ class Ring:
 
 
 def place_of(key: str) -> int:
-    """64 bits that say where a key is on every ring. Its owners are at the next points.
-
-    Eight bytes of BLAKE2b: quicker than the library's MD5.
-    """
+    """64 bits that say where a key is on every ring. Its owners are at the next points."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
-@lru_cache(maxsize=MAX_MEMBERS)
-def _places(name: str, weight: int) -> array[int]:
-    """A member's own points. Kept: they are most of the time that a ring takes, and do not depend on the others."""
-    points = HashRing({name: {"weight": weight}}, vnodes=VNODES, hash_fn=place_of).ring
-    return array("Q", sorted(point & _PLACE for point in points))
+def _places(name: str, weight: int) -> list[int]:
+    """A member's own points: eight to a hash. They do not depend on the other members."""
+    places: list[int] = []
+    for block in range(VNODES * weight // 8):
+        places += _EIGHT.unpack(hashlib.blake2b(f"{name}-{block}".encode()).digest())
+    return [place & _PLACE for place in places]
