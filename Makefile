@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-cold clean lock
+.PHONY: setup demo test test-long check docs bench-hit bench-cold simulate clean lock
 
 setup: $(STAMP)
 
@@ -43,6 +43,10 @@ bench-hit: setup
 bench-cold: setup
 	scripts/need iproute2 aria2 curl
 	$(BIN)/python -m loadtests.bench_cold
+
+# The ring at 10,000 nodes and 10 million shards; about two minutes.
+simulate: setup
+	$(BIN)/python -m loadtests.simulate_ring
 
 # The lock file: exact versions of everything that `setup` installs.
 lock: setup

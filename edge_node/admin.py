@@ -3,6 +3,7 @@
 Where it is and the token are in ``<data>/admin.json`` (mode 0600): whoever may read the node's files may run it.
 
     GET, PUT /link          the link's policy
+    PUT /drain              {"draining": true or false}
     POST /preheat           {"what": ...}: a job;  GET /jobs/<id>: how far it is
     GET /pins  POST /pin  POST /unpin  POST /purge     {"what": ...}
 """
@@ -48,6 +49,13 @@ def build_admin(operations: Operations, token: str, clock: Clock, log: Filtering
     async def put_link(request: web.Request) -> Any:
         return operations.change_policy(codec.decode_json(await read_body(request))).as_json()
 
+    async def drain(request: web.Request) -> Any:
+        document = codec.decode_json(await read_body(request))
+        if not isinstance(document, dict) or not isinstance(document.get("draining"), bool) or len(document) != 1:
+            raise RequestError('the body is {"draining": true or false}', code="bad_json")
+        operations.drain(document["draining"])
+        return document
+
     async def preheat(request: web.Request) -> Any:
         return asdict(await operations.preheat(await _what(request)))
 
@@ -72,6 +80,7 @@ def build_admin(operations: Operations, token: str, clock: Clock, log: Filtering
 
     route("GET", "/link", get_link)
     route("PUT", "/link", put_link)
+    route("PUT", "/drain", drain)
     route("GET", "/jobs/{number}", job)
     route("GET", "/pins", pins)
     for name, handler in (("preheat", preheat), ("pin", pin), ("unpin", unpin), ("purge", purge)):

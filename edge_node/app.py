@@ -20,6 +20,7 @@ from edge_node.link import LinkPolicy
 from edge_node.membership import Membership
 from edge_node.operations import Operations
 from edge_node.peers import Peers
+from edge_node.round_trips import RoundTrips
 from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
 from edge_node.store import DiskTier, MemoryTier
@@ -28,6 +29,7 @@ from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.metrics import Metrics
+from shared.node import State
 from shared.web.announce import add_announce_route
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
@@ -82,12 +84,14 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     operations = Operations(cache, catalog, upstreams, settings.data, clock, log)
     scrubber = Scrubber(disk, settings.scrub, clock, log)
 
+    round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)
+
     def record() -> dict[str, Any]:
         return {
             "url": advertised,
             "region": settings.region,
             "weight": settings.weight,
-            "in_flight": delivery.in_flight,
+            **State(delivery.in_flight, operations.draining, round_trips.nearest()).record(),
         }
 
     membership = Membership(
@@ -115,9 +119,11 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         operations.start()
         sessions.resolve_ahead([*settings.parent, *settings.origin, *settings.router])
         membership.start()
+        round_trips.start()
         scrubber.start()
         yield
         await membership.leave()
+        await round_trips.close()
         await admin.cleanup()
         await scrubber.close()
         await operations.close()

@@ -58,6 +58,9 @@ class EdgeSettings(ServiceSettings):
     admin_port: int = Field(0, ge=0, le=65535, description="Loopback port for operators; 0 picks a free one.")
     ref_lifetime: float = Field(5.0, ge=0, description="Seconds a ref is used before it is revalidated.")
     heartbeat: float = Field(2.0, gt=0, le=60, description="Seconds between heartbeats.")
+    measure: float = Field(
+        30.0, ge=0, le=3600, description="Seconds between two measurements of round trips to other regions; 0: none."
+    )
 
     @model_validator(mode="before")
     @classmethod

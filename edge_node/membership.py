@@ -95,6 +95,10 @@ class Membership:
             return
         answer = await fetch(self._session, f"{router}/ring?region={self._region}", limit=MAX_RING)
         self._peers.update(
-            {node["id"]: (node["url"], node["weight"]) for node in codec.decode_json(answer.body, MAX_RING)["nodes"]}
+            {
+                node["id"]: (node["url"], node["weight"])
+                for node in codec.decode_json(answer.body, MAX_RING)["nodes"]
+                if not node.get("draining")
+            }
         )
         self._epochs[router] = epoch

@@ -58,6 +58,8 @@ class Operations:
         self._jobs: dict[int, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pinned: dict[str, frozenset[Digest]] = {}
+        self.draining = False
+        """Whether this node is to get no new clients, and to own no shards: said in its heartbeats."""
 
     # The link
 
@@ -71,6 +73,12 @@ class Operations:
         self._upstreams.policy = parse_policy(document, self._upstreams.policy)
         self._log.info("link policy changed", **self._upstreams.policy.as_json())
         return self._upstreams.policy
+
+    def drain(self, draining: bool) -> None:
+        """Ask routers to send nobody here any more, or to begin again. Lasts until a restart."""
+        if draining != self.draining:
+            self._log.info("draining" if draining else "draining is over")
+        self.draining = draining
 
     # Preheating
 

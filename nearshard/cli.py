@@ -29,6 +29,7 @@ from rich.progress import (
 from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
 from nearshard.client import Progress as OnProgress
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
+from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
 from shared.ids import DEFAULT_REF, parse_name
@@ -183,6 +184,45 @@ def link_command(
     nodes = _nodes(data, node)
     answer = on_all(nodes, "PUT", "/link", change) if change else on_all(nodes, "GET", "/link")
     _print(asyncio.run(answer), as_json=as_json)
+
+
+@app.command("drain", epilog="Example: nearshard drain north-1   (and back: nearshard drain north-1 --undo)")
+def drain_command(
+    node: Annotated[str, typer.Argument(metavar="NODE", help="A node of this machine.")],
+    data: Data = DEFAULT_DATA,
+    undo: Annotated[bool, typer.Option("--undo", help="Send clients there again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send no new clients to a node, and let it own no shards; it goes on answering. Lasts until it restarts."""
+    _print(asyncio.run(on_all(_nodes(data, [node]), "PUT", "/drain", {"draining": not undo})), as_json=as_json)
+
+
+@app.command("nodes", epilog="Example: nearshard nodes --router http://router:8700")
+def nodes_command(router: Router = DEFAULT_ROUTER, as_json: Json = False) -> None:
+    """List the nodes that a router knows, how busy they are, and what it thinks of them."""
+    found = asyncio.run(nodes(router))
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        show_nodes(found)
+
+
+@app.command("locate", epilog="Example: nearshard locate demo/minilm:embed-3l --region north --explain")
+def locate_command(
+    what: Annotated[
+        str, typer.Argument(metavar="TASK", help="org/name[:task][@ref or revision], or a shard's digest.")
+    ],
+    router: Router = DEFAULT_ROUTER,
+    region: Region = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why: regions, nodes, loads, health.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show where a client is sent for a task, best first."""
+    document = asyncio.run(locate(router, what, region=region, explain=explain))
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+    else:
+        show_route(document)
 
 
 def _nodes(data: Path, names: list[str] | None) -> list[NodeAccess]:

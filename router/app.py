@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -17,19 +18,25 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from router.config import RouterSettings
-from router.location import Regions
+from router.explain import Route, add_explain_routes
+from router.geoip import open_geoip
+from router.location import Found, Regions
+from router.probe import Prober
 from router.registry import Registry
+from router.selection import Selection
 from shared import codec, plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, evaluate
-from shared.digest import digest_fields, hex_of
+from shared.digest import Digest, digest_fields, hex_of
 from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamError
 from shared.ids import parse_name
 from shared.metrics import Metrics
-from shared.node import Node, parse_node
+from shared.nearness import Nearness
+from shared.node import Node, State, parse_node, parse_state
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
 from shared.representation import Representation
+from shared.routing import Choice
 from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
@@ -41,31 +48,42 @@ class RouterTier:
     """The read surface of a router: documents itself, bytes by redirect."""
 
     def __init__(
-        self, registry: Registry, catalog: Catalog, regions: Regions, *, origins: list[str], count: int
+        self,
+        registry: Registry,
+        catalog: Catalog,
+        regions: Regions,
+        selection: Selection,
+        *,
+        origins: list[str],
+        count: int,
     ) -> None:
-        self._registry, self._catalog, self._regions = registry, catalog, regions
+        self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
         self._origins, self._count = origins, count
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """307 to the best node. Raises NotFound for what the catalog knows is not there."""
         fields = {"Cache-Control": "private, no-cache", "Vary": "Accept, Nearshard-Region"}
-        key: str
-        if isinstance(path, BlobPath):
-            key, target, etag = path.digest, blob_path(path.digest), hex_of(path.digest)
-        else:
-            shown = await self._shown(path)
-            key, target = _key(path), path.at(shown.revision if shown and shown.revision else path.ref)
-            etag = shown.etag if shown else ""
+        key, target, etag = await self._target(path)
         if etag:
             fields |= {"ETag": f'"{etag}"', **digest_fields(etag)}
             if isinstance(evaluate(conditions(request), etag, None), NotModified):
                 return web.Response(status=304, headers=fields)
-        urls = [base + target for base in self._bases(self._region(request), key)]
+        choices = self._selection.choose(self.find(request).region, key, self._count)
+        urls = [base + target for base in self._bases(choices)]
+        self._selection.sent(choices)
         links = [f"<{url}>; rel=duplicate; pri={number}" for number, url in enumerate(urls[1:], 2)]
         response = web.Response(status=307, headers={**fields, "Location": urls[0]})
         for link in links:
             response.headers.add("Link", link)
         return response
+
+    async def _target(self, path: TaskPath | BlobPath | FilePath) -> tuple[str, str, str]:
+        """The ring's key of what is asked for, its path at a node, and its ETag (empty where that is not known)."""
+        if isinstance(path, BlobPath):
+            return path.digest, blob_path(path.digest), hex_of(path.digest)
+        shown = await self._shown(path)
+        target = path.at(shown.revision if shown and shown.revision else path.ref)
+        return _key(path), target, shown.etag if shown else ""
 
     async def _shown(self, path: TaskPath | FilePath) -> Representation | None:
         """What will be sent; None while no origin answers, when a node may still know."""
@@ -74,17 +92,29 @@ class RouterTier:
         except UpstreamError:
             return None
 
-    def _region(self, request: web.Request) -> str:
+    def find(self, request: web.Request) -> Found:
+        """Where a client is. Raises RequestError (``bad_region``)."""
         said = request.query.get("region") or request.headers.get("Nearshard-Region")
-        return self._regions.region_of(said, request.remote)
+        return self._regions.find(said, request.remote, request.headers.getall("X-Forwarded-For", ()))
 
-    def _bases(self, region: str, key: str) -> list[str]:
-        """Base URLs for a key, best first, the origins last: never empty."""
-        nodes = self._registry.snapshot.candidates(region, key, self._count)
-        return [*(node.url for node in nodes), *self._origins]
+    def _bases(self, choices: Sequence[Choice]) -> list[str]:
+        """Base URLs of nodes and then of the origins. Raises UpstreamError (``no_nodes``) rather than give none."""
+        bases = [*(choice.node.url for choice in choices), *self._origins]
+        if not bases:
+            raise UpstreamError(code="no_nodes")
+        return bases
+
+    async def locate(self, path: TaskPath | BlobPath, region: str, count: int | None) -> Route:
+        """Where a client of ``region`` would be sent. Raises NotFound, UpstreamError (``no_nodes``)."""
+        key, target, _ = await self._target(path)
+        choices = self._selection.choose(region, key, count or self._count)
+        urls = [base + target for base in self._bases(choices[: self._count])]
+        return Route(key, choices, urls)
 
     async def resolve(self, model: str, ref: str) -> Resolved:
         """A manifest, from the catalog."""
+        if not self._origins and not self._registry.snapshot.nodes:
+            raise UpstreamError(code="no_nodes")
         return await self._catalog.resolve(model, ref)
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
@@ -92,9 +122,19 @@ class RouterTier:
         return await self._catalog.listing(path)
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
-        """Each shard's owners in the client's region, then others, then the origins."""
-        region = self._region(request)
-        return lambda digest: self._bases(region, digest)
+        """Each shard's owners in the client's region, then others, then the origins. A node that is named first
+        counts as sent to once, however many shards: the client fetches a few at a time."""
+        region = self.find(request).region
+        told: set[str] = set()
+
+        def sources(digest: Digest) -> list[str]:
+            choices = self._selection.choose(region, digest, self._count)
+            if choices and choices[0].node.id not in told:
+                told.add(choices[0].node.id)
+                self._selection.sent(choices)
+            return self._bases(choices)
+
+        return sources
 
     def bases(self, request: web.Request, path: TaskPath | FilePath) -> Sequence[str]:
         """The nodes of the client's region; only where it has none, those of others; only where none is left, origins.
@@ -102,10 +142,11 @@ class RouterTier:
         aria2 takes from all that a metalink names at once, whatever the priority: what is named here as a last
         resort would be used every time, and the model would cross the site's link for each person anew.
         """
-        region = self._region(request)
-        nodes = self._registry.snapshot.candidates(region, _key(path), self._count)
-        near = [node for node in nodes if node.region == region] or nodes
-        return [node.url for node in near] or self._origins
+        region = self.find(request).region
+        choices = self._selection.choose(region, _key(path), self._count)
+        near = [choice for choice in choices if choice.node.region == region] or choices
+        self._selection.sent(near)
+        return self._bases(near) if not near else [choice.node.url for choice in near]
 
     async def status(self) -> Mapping[str, Any]:
         """The members, and whether Redis is there."""
@@ -114,7 +155,7 @@ class RouterTier:
             "service": "router",
             "epoch": snapshot.epoch,
             "degraded": self._registry.degraded,
-            "nodes": [node.record() for node in snapshot.nodes.values()],
+            "nodes": self._selection.nodes(),
         }
 
     def not_ready(self) -> str:
@@ -164,8 +205,8 @@ def add_membership_routes(app: web.Application, registry: Registry, ttl: float) 
         request[KIND] = "heartbeat"
         if request.content_type != "application/json":
             raise RequestError(code="unsupported_type")
-        node = parse_node(_node_id(request), codec.decode_json(await read_body(request)))
-        registry.heartbeat(node)
+        record = codec.decode_json(await read_body(request))
+        registry.heartbeat(parse_node(_node_id(request), record), parse_state(record))
         return web.json_response({"epoch": registry.snapshot.epoch, "ttl": ttl})
 
     async def delete(request: web.Request) -> web.Response:
@@ -181,7 +222,11 @@ def add_membership_routes(app: web.Application, registry: Registry, ttl: float) 
         if region is not None:
             parse_name(region, "a region")
         snapshot = registry.snapshot
-        nodes = [node.record() for node in snapshot.nodes.values() if region in (None, node.region)]
+        nodes = [
+            {**node.record(), "draining": registry.states.get(node.id, State()).draining}
+            for node in snapshot.nodes.values()
+            if region in (None, node.region)
+        ]
         body = codec.encode_json({"epoch": snapshot.epoch, "region": region, "nodes": nodes})
         etag = hashlib.sha256(body).hexdigest()
         return document(request, body, "application/json", etag, "no-cache", {})
@@ -209,13 +254,28 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     if not settings.redis:
         log.info("no Redis: the membership is in this process alone")
     catalog = Catalog(sessions, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
-    regions = Regions(settings.networks, settings.default_region)
+    nearness = Nearness(settings.coordinates, settings.links)
+    regions = Regions(
+        settings.networks,
+        settings.default_region,
+        trusted=settings.trusted_proxies,
+        geoip=open_geoip(settings.geoip) if settings.geoip else None,
+        countries=settings.countries,
+        nearness=nearness,
+    )
+    selection = Selection(registry, nearness, clock, metrics, log)
+    rng = random.Random()  # noqa: S311 - jitter, not secrets
+    prober = Prober(sessions.direct, registry, selection, settings.probe, clock, rng)
     published = Published(sessions.direct, registry, catalog, log)
-    tier = RouterTier(registry, catalog, regions, origins=settings.origin, count=settings.candidates)
+    tier = RouterTier(registry, catalog, regions, selection, origins=settings.origin, count=settings.candidates)
 
     async def live(_: web.Application) -> AsyncIterator[None]:
         registry.start()
+        selection.start()
+        prober.start()
         yield
+        await prober.close()
+        await selection.close()
         await published.close()
         await registry.close()
         await catalog.close()
@@ -225,5 +285,6 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     app.cleanup_ctx.append(live)
     add_routes(app, tier, metrics)
     add_membership_routes(app, registry, settings.ttl)
+    add_explain_routes(app, tier.locate, tier.find, selection)
     add_announce_route(app, published.heard)
     return app

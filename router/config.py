@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from shared.config import HttpUrl, Name, ServiceSettings
 
@@ -14,7 +15,25 @@ def _cidr(text: str) -> str:
     return str(ip_network(text))
 
 
+def _link(text: str) -> str:
+    here, arrow, there = text.partition(">")
+    if not arrow or TypeAdapter(Name).validate_python(here) == TypeAdapter(Name).validate_python(there):
+        raise ValueError("a link is 'region>region'")
+    return text
+
+
+def _country(text: str) -> str:
+    if len(text) != 2 or not text.isascii() or not text.isupper():
+        raise ValueError("a country is two capital letters, as in ISO 3166")
+    return text
+
+
 Cidr = Annotated[str, AfterValidator(_cidr)]
+Link = Annotated[str, AfterValidator(_link)]
+Country = Annotated[str, AfterValidator(_country)]
+Latitude = Annotated[float, Field(ge=-90, le=90)]
+Longitude = Annotated[float, Field(ge=-180, le=180)]
+Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
 
 
 class RouterSettings(ServiceSettings):
@@ -40,5 +59,20 @@ class RouterSettings(ServiceSettings):
         default_factory=dict,
         description='Region by client network, as {"10.1.0.0/16": "north"}; the longest wins.',
     )
+    trusted_proxies: list[Cidr] = Field(
+        default_factory=list, description="Networks of proxies whose X-Forwarded-For tells where a client is."
+    )
+    geoip: Path | None = Field(None, description="GeoIP database (MaxMind's form): for clients of no network above.")
+    countries: dict[Country, Name] = Field(
+        default_factory=dict, description='Region by country in the GeoIP database, as {"DE": "europe"}.'
+    )
+    coordinates: dict[Name, tuple[Latitude, Longitude]] = Field(
+        default_factory=dict, description='Where regions are, as {"north": [59.3, 18.1]}: used where none is measured.'
+    )
+    links: dict[Link, Milliseconds] = Field(
+        default_factory=dict,
+        description='Milliseconds that a link between regions counts as more, as {"north>south": 50}; both ways.',
+    )
+    probe: float = Field(5.0, ge=0, le=300, description="Seconds between two probes of each node; 0: none.")
     ref_lifetime: float = Field(2.0, ge=0, description="Seconds a ref is used before it is revalidated.")
     candidates: int = Field(3, ge=1, le=16, description="Nodes named in an answer, best first, before the origin.")

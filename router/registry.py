@@ -25,7 +25,7 @@ from shared.clock import Clock
 from shared.codec import decode_json, encode_json
 from shared.errors import DecodeError, RequestError
 from shared.metrics import Metrics
-from shared.node import Node, parse_node
+from shared.node import Node, State, parse_node, parse_state
 from shared.routing import Snapshot
 
 EXCHANGE = 1.0
@@ -41,6 +41,8 @@ MAX_RECORD = 4096
 class _Member:
     node: Node
     until: float
+    state: State
+    joined: float = 0.0
 
 
 class Registry:
@@ -61,7 +63,7 @@ class Registry:
         """Nodes by their heartbeats to this router."""
         self._read: dict[str, _Member] = {}
         """Nodes as Redis had them last."""
-        self._to_write: dict[str, Node | None] = {}
+        self._to_write: dict[str, _Member | None] = {}
         """Heartbeats (or None: it left) that Redis has not been told of."""
         self._epoch = 0
         self._changed = False
@@ -71,6 +73,8 @@ class Registry:
         self.degraded = ""
         """Why this router is on its own; empty while all is well."""
         self.snapshot = Snapshot([], 0)
+        self.states: dict[str, State] = {}
+        """How the members do, as they told last."""
 
     @classmethod
     def connect(
@@ -90,15 +94,28 @@ class Registry:
 
     # Heartbeats
 
-    def heartbeat(self, node: Node) -> None:
+    def heartbeat(self, node: Node, state: State | None = None) -> None:
         """A node is there."""
-        known = self._heard.get(node.id)
-        self._heard[node.id] = _Member(node, self._clock.monotonic() + self._ttl)
-        self._to_write[node.id] = node
+        now = self._clock.monotonic()
+        known = self._heard.get(node.id) or self._read.get(node.id)
+        state = state or State()
+        heard = _Member(node, now + self._ttl, state, known.joined if known else now)
+        self._heard[node.id] = self._to_write[node.id] = heard
         if known is None or known.node != node:
             self._log.info("node joined", node=node.id, region=node.region, url=node.url)
             self._rebuild()
             self._wake.set()
+        elif known.state.draining != state.draining:
+            self._log.info("node is draining" if state.draining else "node is back from draining", node=node.id)
+            self._rebuild()
+            self._wake.set()
+        else:
+            self.states[node.id] = state
+
+    def joined_at(self, node: str) -> float:
+        """When a node (re)joined, as far as this router knows: seconds of the clock's ``monotonic``."""
+        member = self._heard.get(node) or self._read.get(node)
+        return member.joined if member else 0.0
 
     def leave(self, node: str) -> bool:
         """A node goes. Gives whether it was known."""
@@ -122,15 +139,22 @@ class Registry:
 
     def _rebuild(self) -> None:
         """A new snapshot where the members are not those of the current one."""
-        members = {node: member.node for node, member in {**self._read, **self._heard}.items()}
-        if members == dict(self.snapshot.nodes):
+        found = {**self._read, **self._heard}
+        members = {node: member.node for node, member in found.items()}
+        before, self.states = self.states, {node: member.state for node, member in found.items()}
+        drained = {node for node, state in before.items() if state.draining}
+        if drained != {node for node, state in self.states.items() if state.draining}:
+            self._changed = True  # those who keep a ring of a region leave it out, so they must hear of it
+            self._epoch += 1
+        elif members == dict(self.snapshot.nodes):
             return
+        else:
+            self._changed = True
+            self._epoch += 1
         for gone in self.snapshot.nodes.keys() - members.keys():
             self._log.info("node out", node=gone)
-        self._changed = True
-        self._epoch += 1
         regions = set(self.snapshot.rings)
-        self.snapshot = Snapshot(members.values(), self._epoch)
+        self.snapshot = Snapshot(members.values(), self._epoch, self.snapshot)
         for region in regions | set(self.snapshot.rings):
             ring = self.snapshot.rings.get(region)
             self._metrics.nodes.labels(region).set(len(ring.members) if ring else 0)
@@ -193,7 +217,8 @@ class Registry:
                         if record is None:
                             pipe.delete(self._key(node))
                         else:
-                            pipe.set(self._key(node), encode_json(record.record()), px=self._left(node))
+                            body = encode_json(record.node.record() | record.state.record())
+                            pipe.set(self._key(node), body, px=self._left(node))
                     if self._changed:
                         pipe.incr(f"{self._prefix}epoch")
                     await pipe.execute()
@@ -218,13 +243,15 @@ class Registry:
             try:
                 if len(value) > MAX_RECORD:
                     raise RequestError("too large", code="bad_node")
-                node = parse_node(key.decode()[start:], decode_json(value))
+                record = decode_json(value)
+                node, state = parse_node(key.decode()[start:], record), parse_state(record)
             except (RequestError, DecodeError, UnicodeDecodeError) as error:
                 self._metrics.refused_members.inc()
                 self._log.warning("refused a member from Redis", reason=str(error))
                 continue
             if self._to_write.get(node.id, node) is not None:  # not one that has just left
-                read[node.id] = _Member(node, until)
+                known = self._read.get(node.id) or self._heard.get(node.id)
+                read[node.id] = _Member(node, until, state, known.joined if known else self._clock.monotonic())
         self._read = read
         self._rebuild()
 

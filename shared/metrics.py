@@ -56,6 +56,25 @@ class Metrics:
         self.refused_members = Counter(
             "nearshard_refused_members", "Entries of Redis that are no acceptable node record.", registry=self.registry
         )
+        self.redirects = Counter(
+            "nearshard_redirects",
+            "Clients sent on by a router, by the node's region (empty: to an origin) and why it was chosen.",
+            ["region", "verdict"],
+            registry=self.registry,
+        )
+        self.ejections = Counter(
+            "nearshard_ejections",
+            "Times that a node was found unhealthy, by region.",
+            ["region"],
+            registry=self.registry,
+        )
+        self.panics = Counter(
+            "nearshard_panics",
+            "Times that too much of a region was ejected to do without it, by region.",
+            ["region"],
+            registry=self.registry,
+        )
+        self.probes = Counter("nearshard_probes", "Probes of nodes, by result.", ["result"], registry=self.registry)
         self.degraded = Gauge("nearshard_degraded", "1 while a router goes on without Redis.", registry=self.registry)
 
     def render(self) -> bytes:

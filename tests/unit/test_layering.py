@@ -28,6 +28,9 @@ PURE = [
     "router.location",
     "shared.node",
     "shared.routing",
+    "shared.loads",
+    "shared.health",
+    "shared.nearness",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 

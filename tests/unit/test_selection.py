@@ -1,4 +1,4 @@
-"""Selection: which records become members, where a client is, and which nodes it is given."""
+"""Which records become members, and where a client is by its network or its word."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from router.location import Regions
 from shared.errors import RequestError
 from shared.node import MAX_URL, MAX_WEIGHT, Node, parse_node
-from shared.routing import Snapshot
-from tests.unit.strategies import few, quick, texts
+from tests.unit.strategies import quick, texts
 
 # Records
 
@@ -175,24 +174,24 @@ REGIONS = Regions(
     ],
 )
 def test_a_client_is_in_the_longest_network_that_holds_its_address(address: str | None, region: str) -> None:
-    assert REGIONS.region_of(None, address) == region
+    assert REGIONS.find(None, address).region == region
 
 
 def test_the_order_of_networks_is_no_matter() -> None:
     networks = {"10.1.0.0/16": "narrow", "10.0.0.0/8": "wide"}
     for order in (networks, dict(reversed(networks.items()))):
-        assert Regions(order, "elsewhere").region_of(None, "10.1.0.1") == "narrow"
+        assert Regions(order, "elsewhere").find(None, "10.1.0.1").region == "narrow"
 
 
 def test_what_a_client_says_wins() -> None:
-    assert REGIONS.region_of("paris", "10.1.2.3") == "paris"
-    assert REGIONS.region_of("", "10.1.2.3") == "one"
+    assert REGIONS.find("paris", "10.1.2.3").region == "paris"
+    assert REGIONS.find("", "10.1.2.3").region == "one"
 
 
 @pytest.mark.parametrize("said", ["Paris", "../paris", "paris\r\n", " ", "a" * 65, "é"])
 def test_a_region_that_is_not_canonical_is_a_bad_region(said: str) -> None:
     with pytest.raises(RequestError) as caught:
-        REGIONS.region_of(said, "10.1.2.3")
+        REGIONS.find(said, "10.1.2.3")
     assert (caught.value.status, caught.value.error_code) == (400, "bad_region")
 
 
@@ -200,50 +199,6 @@ def test_a_region_that_is_not_canonical_is_a_bad_region(said: str) -> None:
 @given(st.none() | st.text(), st.none() | st.text() | st.ip_addresses().map(str))
 def test_any_client_is_somewhere_or_says_a_bad_region(said: str | None, address: str | None) -> None:
     try:
-        assert REGIONS.region_of(said, address)
+        assert REGIONS.find(said, address).region
     except RequestError as error:
         assert error.error_code == "bad_region"
-
-
-# Who serves
-
-
-@st.composite
-def snapshots(draw: st.DrawFn) -> Snapshot:
-    """Some nodes in some regions."""
-    ids = draw(st.lists(st.sampled_from([f"edge-{number}" for number in range(8)]), unique=True))
-    region, weight = st.sampled_from(["lyon", "oslo", "paris"]), st.integers(1, 3)
-    return Snapshot([Node(id, f"http://{id}", draw(region), draw(weight)) for id in ids], epoch=1)
-
-
-regions = st.sampled_from(["lyon", "oslo", "paris", "rome"])
-
-
-@few
-@given(snapshots(), regions, st.text(), st.integers(0, 10))
-def test_candidates_are_distinct_and_as_many_as_were_asked_for(
-    snapshot: Snapshot, region: str, key: str, count: int
-) -> None:
-    found = snapshot.candidates(region, key, count)
-    assert len({node.id for node in found}) == len(found) == min(count, len(snapshot.nodes))
-
-
-@few
-@given(snapshots(), regions, st.text(), st.integers(0, 10))
-def test_the_owners_in_the_region_come_first(snapshot: Snapshot, region: str, key: str, count: int) -> None:
-    ring = snapshot.rings.get(region)
-    owners = ring.owners(key, count) if ring else []
-    found = [node.id for node in snapshot.candidates(region, key, count)]
-    assert found[: len(owners)] == owners
-    assert all(snapshot.nodes[node].region != region for node in found[len(owners) :])
-
-
-@few
-@given(snapshots(), regions, st.text())
-def test_routers_that_know_the_same_nodes_agree(snapshot: Snapshot, region: str, key: str) -> None:
-    other = Snapshot(reversed([*snapshot.nodes.values()]), epoch=2)
-    assert other.candidates(region, key, 8) == snapshot.candidates(region, key, 8)
-
-
-def test_without_nodes_there_are_no_candidates() -> None:
-    assert Snapshot([], epoch=0).candidates("paris", "key", 3) == []

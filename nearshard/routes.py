@@ -1,0 +1,85 @@
+"""What a router says of its nodes and of its choices, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from rich.console import Console
+from rich.table import Table
+
+from shared import codec
+from shared.digest import parse_digest
+from shared.errors import DecodeError, UpstreamError
+from shared.ids import parse_name, parse_task_id
+from shared.web.session import fetch, make_session
+
+MAX_ANSWER = 64 << 20
+
+
+async def nodes(router: str) -> list[dict[str, Any]]:
+    """The nodes that a router knows. Raises UpstreamError."""
+    found: list[dict[str, Any]] = (await _ask(f"{router.rstrip('/')}/status"))["nodes"]
+    return found
+
+
+async def locate(router: str, what: str, *, region: str | None, explain: bool) -> dict[str, Any]:
+    """Where a router sends a client of ``region`` for a task or a shard. Raises BadId, NotFound, UpstreamError."""
+    canonical = parse_digest(what) if what.startswith("sha256:") else parse_task_id(what)
+    query = {"region": parse_name(region, "a region")} if region else {}
+    query |= {"explain": "1"} if explain else {}
+    url = f"{router.rstrip('/')}/locate/{canonical}"
+    return await _ask(f"{url}?{urlencode(query)}" if query else url)
+
+
+async def _ask(url: str) -> dict[str, Any]:
+    async with make_session() as session:
+        answer = await fetch(session, url, limit=MAX_ANSWER, missing="unknown_task")
+    try:
+        document: dict[str, Any] = codec.decode_json(answer.body, MAX_ANSWER)
+    except DecodeError as error:
+        raise UpstreamError(f"{url} is no router") from error
+    if "nodes" not in document and "urls" not in document:
+        raise UpstreamError(f"{url} is no router")
+    return document
+
+
+def show_nodes(found: list[dict[str, Any]]) -> None:
+    """A table."""
+    table = Table("node", "region", "url", "weight", "in flight", "load", "health", box=None, pad_edge=False)
+    for node in found:
+        table.add_row(*map(str, (node["id"], node["region"], node["url"], node["weight"], node["in_flight"])),
+                      str(node["load"]), _health(node))  # fmt: skip
+    Console().print(table)
+
+
+def show_route(document: Mapping[str, Any]) -> None:
+    """The URLs, best first; the reasons where they were asked for."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in _lines(document):
+        console.print(line, markup=False)
+
+
+def _lines(document: Mapping[str, Any]) -> Iterator[str]:
+    if client := document.get("client"):
+        yield f"client  region {client['region']} ({client['how']}), address {client['address']}"
+        for away in document["regions"]:
+            far = "unknown" if away["ms"] is None else f"{away['ms']} ms"
+            link = f", link +{away['link']:g} ms" if away["link"] else ""
+            yield f"region  {away['region']}: {far} ({away['how']}{link}), nodes: {away['nodes']}"
+        for node in document["nodes"]:
+            yield (
+                f"node    {node['id']} ({node['region']}): {node['verdict']}: {node['reason']}; load {node['load']}"
+                + (f"; {_health(node)}" if _health(node) != "well" else "")
+            )
+    yield from document["urls"]
+
+
+def _health(node: Mapping[str, Any]) -> str:
+    health = node["health"]
+    if node["draining"]:
+        return "draining"
+    if health["ejected"]:
+        return f"ejected for {health['seconds_left']:.0f} s"
+    return f"{health['failures']} failed probes" if health["failures"] else "well"
