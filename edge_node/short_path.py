@@ -205,19 +205,19 @@ class ShortConnection(PlainConnection):
             await asyncio.wait([self._sending.done], timeout=timeout)
         await super().shutdown(timeout)
 
-    def answer(self, target: bytes, fields: PlainFields) -> bool:
+    def answer(self, transport: asyncio.Transport, target: bytes, fields: PlainFields) -> bool:
         """Steps 1 to 3. False where the request is not for here; nothing has happened then."""
-        path, transport = self._path, self.transport
+        path = self._path
         known = path.find(target, fields)
-        if known is None or transport is None:
+        if known is None:
             return False
         if fields.if_none_match:
             if fields.if_none_match == known.quoted:
-                return self._not_modified(known)
+                return self._not_modified(transport, known)
             asked = Conditions("GET", if_none_match=(fields.if_none_match.decode(),))
             decision = evaluate(asked, known.shown.etag, None)
             if isinstance(decision, NotModified):
-                return self._not_modified(known)
+                return self._not_modified(transport, known)
         if answer := path.small(known):
             transport.write(answer)
             return True
@@ -235,10 +235,9 @@ class ShortConnection(PlainConnection):
         self._sending.go_on()
         return True
 
-    def _not_modified(self, known: Known) -> bool:
-        assert self.transport is not None
+    def _not_modified(self, transport: asyncio.Transport, known: Known) -> bool:
         outcome = Outcome.HIT_MEMORY if known.shown.revision else None  # as the long path: a shard needs no look-up
-        self.transport.write(self._path.head(known, NotModified(), outcome))
+        transport.write(self._path.head(known, NotModified(), outcome))
         return True
 
     def sent(self) -> None:

@@ -10,6 +10,7 @@ A service that answers by itself answers with the same bytes as it would through
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -134,9 +135,9 @@ class PlainConnection(Connection):
         self._clean = True
         """Whether aiohttp's parser is between two requests, as far as can be told from here."""
 
-    def answer(self, target: bytes, fields: PlainFields) -> bool:
-        """Answer a plain request on ``transport``, which is ready to be written to. False where aiohttp is to do it:
-        then nothing has happened."""
+    def answer(self, transport: asyncio.Transport, target: bytes, fields: PlainFields) -> bool:
+        """Answer a plain request on ``transport``, which takes it at once. False where aiohttp is to do it: then
+        nothing has happened."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
@@ -146,7 +147,7 @@ class PlainConnection(Connection):
             if plain is None:
                 # A request that came whole leaves the parser between two requests; after any other, it is never sure.
                 self._clean = False
-            elif self._idle() and self.answer(*plain):
+            elif (transport := self._free()) is not None and self.answer(transport, *plain):
                 self.wait_for_next()
                 return
         super().data_received(data)
@@ -155,9 +156,9 @@ class PlainConnection(Connection):
         """The time that an idle connection has begins anew."""
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
-    def _idle(self) -> bool:
-        """Whether aiohttp has nothing to do on this connection, and the client has taken what was sent."""
+    def _free(self) -> asyncio.Transport | None:
+        """The transport, where aiohttp has nothing to do on it and the client has taken what was sent."""
         if self._messages or self._current_request or self._request_in_progress or self._force_close:
-            return False
+            return None
         transport = self.transport
-        return transport is not None and not transport.is_closing() and not transport.get_write_buffer_size()
+        return transport if transport and not transport.is_closing() and not transport.get_write_buffer_size() else None

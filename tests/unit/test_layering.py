@@ -26,6 +26,7 @@ PURE = [
     "origin.hashing",
     "edge_node.ledger",
     "router.location",
+    "router.redirect",
     "shared.node",
     "shared.routing",
     "shared.loads",
