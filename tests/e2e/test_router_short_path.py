@@ -18,7 +18,7 @@ OTHER = "sha256:" + "cd" * 32
 
 @dataclass
 class Known:
-    """A router with a node in each of three regions, so that none has more than its share, and a model that it knows."""
+    """A router with a node in each of three regions, so that none has more than its share; a model that it knows."""
 
     router: Service
     revision: str
