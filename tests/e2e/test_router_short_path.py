@@ -254,10 +254,11 @@ def test_a_publish_is_seen(lab: Lab) -> None:
             wire.send(request("/shards/acme/tiny"))
             return wire.answer()[1]["Location"]
 
-        assert location().endswith(f"/shards/acme/tiny:all@{first}")
+        assert all(location().endswith(f"/shards/acme/tiny:all@{first}") for _ in range(3))
         make_model(lab.folder / "model", seed=8)
         second = lab.publish(lab.folder / "model")
         wait_until(lambda: location().endswith(f"/shards/acme/tiny:all@{second}"), "the new revision")
+        assert all(location().endswith(second) for _ in range(5)), "by the short path too"
         make_model(lab.folder / "model", seed=9)
         third = lab.publish(lab.folder / "model")
         assert ask(router, "POST", "/announce", {"model": "acme/tiny"}).status == 204

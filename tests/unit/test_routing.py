@@ -315,6 +315,14 @@ def test_demand_of_few_keys_is_spread_within_the_bound() -> None:
 # What is kept for a key
 
 
+def test_all_nodes_of_a_region_are_named_in_the_order_of_its_ring() -> None:
+    table = Table(snapshot_of(paris=9))
+    for key in KEYS:
+        owners = table.snapshot.rings["paris"].owners(key)
+        assert [choice.node.id for choice in table.choose(key, count=3)] == owners[:3]
+        assert [choice.node.id for choice in table.choose(key, count=9)] == owners
+
+
 def test_what_is_kept_for_keys_is_of_the_members_there_are_now() -> None:
     table = Table(snapshot_of(paris=9, oslo=2))
     for key in KEYS:
