@@ -204,11 +204,28 @@ def surroundings(router: Service, cores: tuple[int, int]) -> dict[str, str]:
 def show(pairs: Sequence[tuple[Series, Series]]) -> None:
     """The table."""
     table = Table(title="Redirects: medians of the rounds")
-    for column in ("nodes", "server", "requests/s", "p50 ms", "p99 ms", "CPU", "router/nginx", "of the first", "quiet"):
+    for column in (
+        "nodes",
+        "server",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "CPU",
+        "router/nginx",
+        "by CPU",
+        "of the first",
+        "by CPU",
+        "quiet",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("heartbeats", justify="right", no_wrap=True)
     least, _ = pairs[0]
     for router, nginx in pairs:
+        ratios = [
+            f"{router.median(field) / other.median(field):.2f}"
+            for other in (nginx, least)
+            for field in ("requests", "requests_by_cpu")
+        ]
         for series in (router, nginx):
             requests = [sample.requests for sample in series.samples]
             quiet = sum(sample.others <= NOISE for sample in series.samples)
@@ -219,8 +236,7 @@ def show(pairs: Sequence[tuple[Series, Series]]) -> None:
                 f"{series.median('p50'):.2f}",
                 f"{series.median('p99'):.2f}",
                 f"{series.median('cpu'):.0%}",
-                f"{router.median('requests') / nginx.median('requests'):.2f}" if series is router else "",
-                f"{router.median('requests') / least.median('requests'):.2f}" if series is router else "",
+                *(ratios if series is router else [""] * len(ratios)),
                 f"{quiet}/{len(series.samples)}",
             ]
             if series is router:
@@ -232,6 +248,7 @@ def show(pairs: Sequence[tuple[Series, Series]]) -> None:
     out.print(table)
     out.print(
         f"heartbeats: processor time of one, and of one of each node in {HEARTBEAT:.0f} s; they come between rounds\n"
+        "by CPU: what the same processor time does. "
         f"quiet: rounds in which no other program took more than {NOISE} cores; the rest are left out."
     )
 

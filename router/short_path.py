@@ -37,7 +37,7 @@ from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainReques
 from shared.web.reads import KINDS
 
 KNOWN = 10_000
-"""Targets kept with their answers: some 2 kB each."""
+"""Targets kept with all of their answers that does not depend on the choice: some 2 kB each."""
 _TARGET = re.compile(rb"(/(?:blobs|shards|models)/[A-Za-z0-9._:@/-]+)(?:\?region=([a-z0-9._-]+))?")
 _HARMLESS = (b"nearshard-region", b"range", b"if-range")
 """Fields, besides those that are harmless to all: a redirect is the same for each range."""
@@ -47,8 +47,8 @@ class Known:
     """A target that can be answered here."""
 
     __slots__ = (
-        "answer", "choices", "etag", "key", "kind", "not_modified", "path", "places", "quoted", "redirect", "revision",
-        "said", "shard", "target",
+        "etag", "key", "kind", "not_modified", "path", "quoted", "redirect", "revision", "room", "said", "shard",
+        "target",
     )  # fmt: skip
 
     def __init__(self, path: BlobPath | TaskPath | FilePath, said: str) -> None:
@@ -66,22 +66,28 @@ class Known:
         """Answer from now on with this path at a node, and this entity tag."""
         self.target, self.etag, self.quoted = target, etag, f'"{etag}"'.encode()
         self.not_modified = f"HTTP/1.1 304 Not Modified\r\n{_lines(fields_of(etag).items())}Date: ".encode()
-        self.places = -1
-        """Base URLs that ``redirect`` has room for, as a format."""
-        self.redirect = ""
-        self.choices: list[Choice] | None = None
-        """That ``answer`` names."""
-        self.answer = b""
+        self.room = -1
+        """Nodes that there is room for in ``redirect``."""
+        self.redirect: list[str] = []
+        """The pieces of a 307, up to the date; every second one is the base URL of a node."""
 
-    def send_to(self, choices: list[Choice], origins: list[str]) -> None:
-        """Make the answer that names these, best first, at least one; up to the date."""
-        bases = [*[choice.node.url for choice in choices], *origins]
-        if len(bases) != self.places:
-            links = links_to(["%s" + self.target] * len(bases))  # there is no other % in it: see _TARGET
-            fields = _lines((*fields_of(self.etag).items(), *links))
-            self.redirect = f"HTTP/1.1 307 Temporary Redirect\r\n{fields}Content-Length: 0\r\nDate: "
-            self.places = len(bases)
-        self.answer = (self.redirect % tuple(bases)).encode()
+    def send_to(self, choices: list[Choice], origins: list[str]) -> bytes:
+        """The answer that names these, best first, at least one; up to the date."""
+        if len(choices) != self.room:
+            self._make_room(len(choices), origins)
+        pieces, place = self.redirect, 1
+        for choice in choices:
+            pieces[place] = choice.node.url
+            place += 2
+        return "".join(pieces).encode()
+
+    def _make_room(self, count: int, origins: list[str]) -> None:
+        links = links_to([base + self.target for base in (*["\0"] * count, *origins)])
+        fields = _lines((*fields_of(self.etag).items(), *links))
+        first, *others = f"HTTP/1.1 307 Temporary Redirect\r\n{fields}Content-Length: 0\r\nDate: ".split("\0")
+        self.room, self.redirect = count, [first]
+        for piece in others:
+            self.redirect += ["", piece]
 
 
 def _lines(fields: Iterable[tuple[str, str]]) -> str:
@@ -134,11 +140,8 @@ class ShortPath:
         choices = self._selection.send(region, known.key, self._count)
         if not choices:
             return None
-        if choices != known.choices:
-            known.send_to(choices, self._origins)
-        known.choices = choices  # these very objects: comparing them next time is comparing addresses
         self._answered[known.kind, "307"] += 1
-        return known.answer + self._end.now()
+        return known.send_to(choices, self._origins) + self._end.now()
 
     def _learn(self, target: bytes) -> Known | None:
         """What a target is, where it is one for here in its canonical spelling."""
