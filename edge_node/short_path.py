@@ -176,13 +176,6 @@ class ShortConnection(PlainConnection):
         self._held_back = b""
         self._socket: socket.socket | None = None
 
-    def data_received(self, data: bytes) -> None:
-        """Keep for later what arrives while an answer is being sent."""
-        if self._sending is not None:
-            self._hold_back(data)
-        else:
-            super().data_received(data)
-
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client is gone: let go of everything."""
         if self._sending is not None:
@@ -232,6 +225,7 @@ class ShortConnection(PlainConnection):
         outcome = dearest([held.reader.outcome for held in opened])
         head = path.head(known, Whole(), outcome)
         self._sending = _Sending(self, path, self._socket, head, opened)
+        self.busy = True
         self._sending.go_on()
         return True
 
@@ -243,6 +237,7 @@ class ShortConnection(PlainConnection):
     def sent(self) -> None:
         """An answer is out: take what arrived meanwhile."""
         self._sending = None
+        self.busy = False
         self.wait_for_next()
         data, self._held_back = self._held_back, b""
         if self.transport is not None:
@@ -250,7 +245,8 @@ class ShortConnection(PlainConnection):
             if data:
                 self.data_received(data)
 
-    def _hold_back(self, data: bytes) -> None:
+    def hold_back(self, data: bytes) -> None:
+        """What arrives while an answer is being sent waits its turn."""
         self._held_back += data
         if len(self._held_back) > MAX_HELD_BACK and self.transport is not None:
             self.transport.pause_reading()

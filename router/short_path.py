@@ -47,8 +47,8 @@ class Known:
     """A target that can be answered here."""
 
     __slots__ = (
-        "etag", "key", "kind", "not_modified", "path", "quoted", "redirect", "revision", "room", "said", "shard",
-        "target",
+        "etag", "key", "kind", "model", "not_modified", "path", "quoted", "redirect", "ref", "revision", "room", "said",
+        "shard", "target",
     )  # fmt: skip
 
     def __init__(self, path: BlobPath | TaskPath | FilePath, said: str) -> None:
@@ -58,9 +58,12 @@ class Known:
         self.revision: Digest | None = None
         """That the rest was made for; None for a shard."""
         self.shard = isinstance(path, BlobPath)
-        self.key = path.digest if isinstance(path, BlobPath) else path.ring_key
+        self.key = self.model = self.ref = ""
         if isinstance(path, BlobPath):
+            self.key = path.digest
             self.show(blob_path(path.digest), hex_of(path.digest))
+        else:
+            self.key, self.model, self.ref = path.ring_key, path.model, path.ref
 
     def show(self, target: str, etag: str) -> None:
         """Answer from now on with this path at a node, and this entity tag."""
@@ -162,13 +165,14 @@ class ShortPath:
 
     def _up_to_date(self, known: Known, fields: PlainFields) -> bool:
         """Whether all that is to be said of a task or a file is known now. (A shard has one form and never changes.)"""
-        path = known.path
-        if isinstance(path, BlobPath) or fields.accept != b"*/*":
+        if fields.accept != b"*/*":
             return False
-        manifest = self._catalog.at_hand(path.model, path.ref)
+        manifest = self._catalog.at_hand(known.model, known.ref)
         if manifest is None:
             return False
         if manifest.revision != known.revision:
+            path = known.path
+            assert not isinstance(path, BlobPath)
             try:
                 etag = representation.of_path(path, manifest).etag
             except NotFound:

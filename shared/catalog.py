@@ -93,7 +93,7 @@ class Catalog:
             revision = as_revision(ref)
             return Resolved(await self._once(revision, lambda: self._manifest(model, revision)))
         known = self._refs.get((model, ref)) or await self._restored(model, ref)
-        if known and self._usable(known):
+        if known and self._usable(known, self._clock.monotonic()):
             return await self._resolved(model, known)
         known = await self._once((model, ref), lambda: self._revalidate(model, ref, known))
         return await self._resolved(model, known)
@@ -106,10 +106,10 @@ class Catalog:
         if is_revision(ref):
             revision = as_revision(ref)
         else:
-            known = self._refs.get((model, ref))
-            if known is None or not self._usable(known):
+            known, now = self._refs.get((model, ref)), self._clock.monotonic()
+            if known is None or not self._usable(known, now):
                 return None
-            if self._clock.monotonic() - max(known.confirmed, known.retry_at) > AHEAD * self._lifetime:
+            if now - known.confirmed > AHEAD * self._lifetime and now >= known.retry_at:
                 self._ask((model, ref), lambda: self._revalidate(model, ref, known))
             revision = known.value
         manifest = self._manifests.get(revision)
@@ -122,7 +122,7 @@ class Catalog:
         """``/models`` or ``/models/<model>`` as upstream has it. Raises NotFound or UpstreamError."""
         target = f"/models/{path.model}" if isinstance(path, ModelPath) else "/models"
         known = self._listings.get(target)
-        if not known or not self._usable(known):
+        if not known or not self._usable(known, self._clock.monotonic()):
             known = await self._once(target, lambda: self._relist(target, known))
         return Listing(known.value, self._fields(known))
 
@@ -145,9 +145,8 @@ class Catalog:
         manifest = await self._once(revision, lambda: self._manifest(model, revision))
         return Resolved(manifest, self._fields(known), stale=known.stale)
 
-    def _usable(self, known: _Known) -> bool:
+    def _usable(self, known: _Known, now: float) -> bool:
         """Whether to answer with this without asking anybody."""
-        now = self._clock.monotonic()
         return now - known.confirmed <= self._lifetime or now < known.retry_at
 
     def _fields(self, known: _Known) -> dict[str, str]:

@@ -127,21 +127,30 @@ class DatedEnd:
 class PlainConnection(Connection):
     """A client connection on which a service may answer plain requests by itself. A base class."""
 
-    __slots__ = ("_clean", "_requests")
+    __slots__ = ("_clean", "_requests", "busy")
 
     def __init__(self, requests: PlainRequests, manager: web.Server, **options: Any) -> None:
         super().__init__(manager, **options)
         self._requests = requests
         self._clean = True
         """Whether aiohttp's parser is between two requests, as far as can be told from here."""
+        self.busy = False
+        """Whether an answer from here is still being sent: what arrives meanwhile goes to ``hold_back``."""
 
     def answer(self, transport: asyncio.Transport, target: bytes, fields: PlainFields) -> bool:
         """Answer a plain request on ``transport``, which takes it at once. False where aiohttp is to do it: then
         nothing has happened."""
         raise NotImplementedError
 
+    def hold_back(self, data: bytes) -> None:
+        """Keep what arrived while ``busy``; only called where a service sets that."""
+        raise NotImplementedError
+
     def data_received(self, data: bytes) -> None:
         """Answer a plain request, or give the bytes to aiohttp."""
+        if self.busy:
+            self.hold_back(data)
+            return
         if self._clean:
             plain = self._requests.parse(data)
             if plain is None:
