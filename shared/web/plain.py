@@ -114,13 +114,13 @@ class DatedEnd:
     def __init__(self, server: str, clock: Clock) -> None:
         self._clock = clock
         self._end = f"\r\nServer: {server}\r\n\r\n".encode()
-        self._second, self._dated = 0, b""
+        self._until, self._dated = 0, b""
 
     def now(self) -> bytes:
         """What comes after ``Date: ``, and the empty line."""
-        second = int(self._clock.time())
-        if second != self._second:
-            self._second, self._dated = second, rfc822_formatted_time().encode() + self._end
+        now = self._clock.time()
+        if not self._until - 1 <= now < self._until:
+            self._until, self._dated = int(now) + 1, rfc822_formatted_time().encode() + self._end
         return self._dated
 
 
