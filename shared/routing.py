@@ -12,13 +12,18 @@ from shared.ring import Ring
 class Snapshot:
     """The members at one epoch, with a ring for each region."""
 
-    def __init__(self, nodes: Iterable[Node], epoch: int) -> None:
+    def __init__(self, nodes: Iterable[Node], epoch: int, former: Snapshot | None = None) -> None:
+        """``former``: a snapshot whose rings are taken over where a region has not changed."""
         self.epoch = epoch
         self.nodes: Mapping[str, Node] = {node.id: node for node in sorted(nodes, key=lambda n: n.id)}
         weights: dict[str, dict[str, int]] = defaultdict(dict)
         for node in self.nodes.values():
             weights[node.region][node.id] = node.weight
-        self.rings: Mapping[str, Ring] = {region: Ring(members) for region, members in sorted(weights.items())}
+        known = former.rings if former else {}
+        self.rings: Mapping[str, Ring] = {
+            region: known[region] if region in known and known[region].members == members else Ring(members)
+            for region, members in sorted(weights.items())
+        }
 
     def __repr__(self) -> str:
         return f"<Snapshot {self.epoch}: {len(self.nodes)} nodes in {len(self.rings)} regions>"

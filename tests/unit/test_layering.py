@@ -24,6 +24,11 @@ PURE = [
     "origin.cutting",
     "edge_node.ledger",
     "router.location",
+    "router.admission",
+    "router.exchange",
+    "router.members",
+    "shared.keys",
+    "shared.enrolment",
     "shared.node",
     "shared.routing",
 ]  # fmt: skip
