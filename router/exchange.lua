@@ -29,17 +29,23 @@ end
 local kept = call('HMGET', meta, 'life', 'count', 'epoch', 'time')
 local life, count, epoch, last = kept[1], whole(kept[2]), whole(kept[3]), whole(kept[4])
 local broken = not (life and count and epoch and last) or (life == ask.life and count < ask.seen)
-if call('HLEN', records) ~= call('ZCARD', expiry) then
-    broken = true
+local size = call('HLEN', records)
+if size ~= call('ZCARD', expiry) or size > call('ZCARD', changes) then broken = true end
+if broken then
+    -- Halves of entries go without a word: nobody has said that these nodes are gone.
     for _, id in ipairs(call('HKEYS', records)) do
         if not call('ZSCORE', expiry, id) then call('HDEL', records, id) end
     end
-    for _, id in ipairs(call('ZRANGE', expiry, 0, -1)) do
-        if call('HEXISTS', records, id) == 0 then call('ZREM', expiry, id) end
+    for _, key in ipairs({expiry, changes}) do
+        for _, id in ipairs(call('ZRANGE', key, 0, -1)) do
+            if call('HEXISTS', records, id) == 0 then call('ZREM', key, id) end
+        end
     end
-end
-if broken then
     life, count, epoch = ask.candidate, math.max(count or 0, ask.seen), epoch or 0
+    for _, id in ipairs(call('HKEYS', records)) do
+        count = count + 1
+        call('ZADD', changes, count, id)
+    end
 end
 
 local loud = false

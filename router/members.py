@@ -214,13 +214,15 @@ class Members:
             if known and known.boot != told.boot:
                 self.joined[node] = now
 
-    def refuse(self, node: str, now: float) -> None:
-        """Redis has a record that proves nothing. It takes nothing away: what was read stays as if it had vanished."""
+    def refuse(self, node: str, now: float) -> bool:
+        """Redis has a record that proves nothing. It takes nothing away: what was read stays as if it had vanished.
+        Gives whether we can tell Redis better."""
         if node in self._read:
             self._lose(node, now)
         if node in self._heard:
             self._untold[node] = self._heard[node][0]
             self._forged.add(node)
+        return node in self._heard
 
     def done(self, ask: Ask, reply: Reply, now: float) -> None:
         """The whole of an answer was taken; ``rebuild`` is due where nothing more is to come."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -32,7 +32,8 @@ SILENCE = 10.0
 _HOSTS = re.compile(r"(?:(?P<user>[^@/]*)@)?(?P<hosts>[^/]+)")
 
 T = TypeVar("T")
-Connect = Callable[[], Any]
+Connect = Callable[[], Sequence[Any]]
+"""Makes a client, and gives it with those that it uses itself: all are to be closed."""
 
 
 def parse_redis_url(url: str) -> Connect:
@@ -56,7 +57,7 @@ def parse_redis_url(url: str) -> Connect:
             Redis.from_url(url, **options)
         except (ValueError, TypeError):
             raise ValueError("not a usable redis:// URL") from None
-        return lambda: Redis.from_url(url, **options)
+        return lambda: [Redis.from_url(url, **options)]
     parts = urlsplit(url)
     match = _HOSTS.fullmatch(parts.netloc)
     if not match:
@@ -70,9 +71,7 @@ def parse_redis_url(url: str) -> Connect:
         if parts.path.strip("/"):
             raise ValueError("a cluster has no databases")
         nodes = _hosts(match["hosts"], 6379)
-        return lambda: RedisCluster(
-            startup_nodes=[ClusterNode(host, port) for host, port in nodes], cluster_error_retry_attempts=0, **options
-        )
+        return lambda: [RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in nodes], **options)]
     master, _, database = parts.path.strip("/").partition("/")
     if not master or not (database or "0").isdecimal():
         raise ValueError("a redis+sentinel:// URL ends with /<master>/<db>")
@@ -84,9 +83,9 @@ def parse_redis_url(url: str) -> Connect:
     own = {key: value for key, value in options.items() if key not in ("username", "password")}
     own |= {name.removeprefix("sentinel_"): value for name, value in query.items()}
 
-    def connect() -> Any:
+    def connect() -> Sequence[Any]:
         sentinel = Sentinel(sentinels, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
-        return sentinel.master_for(master, db=int(database or 0), **options)
+        return [sentinel.master_for(master, db=int(database or 0), **options), *sentinel.sentinels]
 
     return connect
 
@@ -114,7 +113,7 @@ class SharedRedis:
         tag = "{%s}" % prefix  # noqa: UP031 - one slot of a cluster for all keys
         self._keys = [f"{tag}{name}" for name in ("meta", "until", "records", "changes")]
         self._channel = f"{tag}changed"
-        self._client: Any = None
+        self._clients: Sequence[Any] = ()
         self._listening: asyncio.Task[None] | None = None
         self._left: set[asyncio.Task[Any]] = set()
         """Calls and closings that nobody waits for any more."""
@@ -123,10 +122,10 @@ class SharedRedis:
     async def exchange(self, ask: Ask) -> Reply:
         """One exchange. Raises UpstreamError, by its deadline."""
         deadline = DEADLINE
-        if self._client is None:
-            self._client, deadline = self._connect(), CONNECTING
+        if not self._clients:
+            self._clients, deadline = self._connect(), CONNECTING
         try:
-            reply = parse_reply(await self._bounded(self._call(self._client, ask.encoded()), deadline))
+            reply = parse_reply(await self._bounded(self._call(self._clients[0], ask.encoded()), deadline))
         except (RedisError, OSError, TimeoutError) as error:
             self._forget()
             raise UpstreamError(type(error).__name__) from error
@@ -135,7 +134,7 @@ class SharedRedis:
             raise
         self._seen = reply.seen
         if self._listening is None or self._listening.done():
-            self._listening = asyncio.create_task(self._listen(self._client), name="redis messages")
+            self._listening = asyncio.create_task(self._listen(self._clients[0]), name="redis messages")
         return reply
 
     async def close(self) -> None:
@@ -175,14 +174,14 @@ class SharedRedis:
             task.exception()  # seen: whoever waited has it too
 
     def _forget(self) -> None:
-        """Drop the client: the next one finds its master anew."""
-        client, self._client = self._client, None
+        """Drop the clients: the next one finds its master anew."""
+        clients, self._clients = self._clients, ()
         listening, self._listening = self._listening, None
         if listening:
             listening.cancel()
             self._left.add(listening)
             listening.add_done_callback(self._ended)
-        if client is not None:
+        for client in clients:
             self._leave(_close(client))
 
     async def _listen(self, client: Any) -> None:

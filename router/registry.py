@@ -201,7 +201,7 @@ class Registry:
             if not self.degraded:
                 self._away_since = now
             if not self.degraded.startswith("Redis is away"):
-                self._log.warning("Redis is away; going on alone", reason=f"{error}: {error.__cause__}")
+                self._log.warning("Redis is away; going on alone", reason=f"{error}: {error.__cause__}"[:200])
             self.degraded = f"Redis is away: {error}"
             self._metrics.degraded.set(1)
             self._members.begin_listing()  # it may come back emptied, or be another server
@@ -240,7 +240,8 @@ class Registry:
                 self._admission.check(told)
             except RequestError as error:
                 self._say_refused("redis", node, error)
-                self._members.refuse(node, self._clock.monotonic())
+                if self._members.refuse(node, self._clock.monotonic()):
+                    self._wake.set()
                 continue
             self._members.take(told, self._clock.monotonic())
             if number % CHECKED == 0:
