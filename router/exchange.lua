@@ -132,6 +132,10 @@ if more == 0 and life == ask.life and math.abs(now - ask.as_of) <= ask.slack the
             end
         end
     end)
+    for i = 1, #ask.checks, 2 do
+        local record = call('HGET', records, ask.checks[i])
+        if record and redis.sha1hex(record) ~= ask.checks[i + 1] then unknown[#unknown + 1] = ask.checks[i] end
+    end
     cursor = count
 end
 

@@ -68,6 +68,9 @@ class Ask:
     heard: Sequence[tuple[str, int]] = ()
     """Nodes whose record is right, that are there for so many milliseconds more."""
 
+    checks: Sequence[tuple[str, bytes]] = ()
+    """Nodes with the record that they should have."""
+
     def encoded(self) -> bytes:
         """For the script."""
         packed: bytes = msgpack.packb(
@@ -83,6 +86,7 @@ class Ask:
                 "slack": SLACK,
                 "tells": [tell.encodable() for tell in self.tells],
                 "leaves": [list(leave) for leave in self.leaves],
+                "checks": [part for node, record in self.checks for part in (node, _sha1(record))],
                 "heard": [part for node, left in self.heard for part in (node, left // 100)],
             },
             use_bin_type=False,  # servers' Lua knows the msgpack of old, where bytes are strings
@@ -107,7 +111,7 @@ class Reply:
     page: Sequence[tuple[bytes, bytes]] = field(repr=False)
     """Nodes that changed, each with its record: empty for one that is gone, ``!`` for one over MAX_RECORD."""
     unknown: Sequence[bytes] = ()
-    """Nodes that were heard and have no record."""
+    """Nodes that were heard and have no record, or another one than they should."""
 
 
 def parse_reply(value: Any) -> Reply:
@@ -120,6 +124,10 @@ def parse_reply(value: Any) -> Reply:
         return Reply(life, int(now), int(epoch), int(seen), bool(more), bool(fresh), pairs, list(unknown))
     except (TypeError, ValueError) as error:
         raise UpstreamError(f"Redis answered what the script does not: {error}") from error
+
+
+def _sha1(record: bytes) -> str:
+    return hashlib.sha1(record, usedforsecurity=False).hexdigest()  # what the server's Lua has
 
 
 def to_record(told: Told) -> bytes:

@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from zlib import crc32
 
-from router.exchange import Ask, Reply, Tell, moved
+from router.exchange import Ask, Reply, Tell, moved, to_record
 from shared.enrolment import Leave, Told
 from shared.node import State
 from shared.routing import Snapshot
 
 MAX_TELLS, MAX_STATES = 2000, 500
 """Records in one exchange, and those among them that tell no more than a new load."""
+ROUNDS = 30
+"""Exchanges in which the record of each node that is heard is compared once with what it should be."""
 BEFORE = float("-inf")
 """When a member joined that was there before this router knew."""
 
@@ -50,6 +53,7 @@ class Members:
         """Nodes whose record in Redis is not theirs: it has to give way, however new it looks."""
         self._life, self._seen, self._server = b"", 0, (0, 0.0)
         """Which history of Redis is known, how far, and its clock (ms) at a time of ours."""
+        self._round = 0
         self._listed: set[str] | None = set()
         """In a listing: what has come so far."""
 
@@ -160,9 +164,16 @@ class Members:
         tells: list[Tell] = []
         heard: list[tuple[str, int]] = []
         leaves: list[tuple[str, str, int]] = []
+        checks: list[tuple[str, bytes]] = []
         if self._listed is None:
             leaves = [(leave.node, leave.boot, leave.sequence) for leave in self._leaves.values()]
-            states = 0
+            states, self._round = 0, (self._round + 1) % ROUNDS
+            # A record may be replaced behind everybody's back, without a change that readers would see.
+            checks = [
+                (node, to_record(self._read[node]))
+                for node in self._heard
+                if node in self._read and node not in self._untold and crc32(node.encode()) % ROUNDS == self._round
+            ]
             for node, told in self._untold.items():
                 left, known = int((self._heard[node][1] - now) * 1000), self._read.get(node)
                 new = known is None or known.node != told.node or known.boot != told.boot
@@ -183,6 +194,7 @@ class Members:
             tells=tells,
             leaves=leaves,
             heard=heard,
+            checks=checks,
         )
 
     def answered(self, ask: Ask, reply: Reply, now: float) -> None:
@@ -255,11 +267,13 @@ class Members:
             leave = self._leaves.get(node)
             if leave and (leave.boot, leave.sequence) == (boot, sequence):
                 del self._leaves[node]
+        changed = {name for name, _ in reply.page}
         for name in reply.unknown:
             node = name.decode()  # one of those that we named
-            self._read.pop(node, None)
-            if node in self._heard:
+            if node in self._heard and name not in changed:
+                self._read.pop(node, None)
                 self._untold[node] = self._heard[node][0]
+                self._forged.add(node)
 
     def _lose(self, node: str, now: float) -> None:
         self._lost[node] = self._read.pop(node), now + self.ttl

@@ -12,7 +12,7 @@ import pytest
 
 from router.admission import Admission
 from router.exchange import MAX_RECORD, Ask, Tell, from_record, to_record
-from router.members import Members
+from router.members import ROUNDS, Members
 from router.redis_client import SharedRedis, parse_redis_url
 from router.registry import Registry
 from shared import log
@@ -308,6 +308,22 @@ async def test_a_forged_record_gives_way_to_the_node_itself(routers: list[Router
         assert server.ask("HSTRLEN", "{x:}records", "n1") < MAX_RECORD
     assert server.ask("INFO", "stats")["total_net_output_bytes"] - before < 1 << 20
     assert server.ask("HGET", "{x:}records", "n1") == to_record(told("n1"))
+
+
+async def test_a_record_that_is_replaced_behind_everybodys_back_is_found(
+    routers: list[Router], server: RedisServer
+) -> None:
+    """F10: no reader is told of a change, so nobody would look; a new router would miss the node."""
+    one, two = routers
+    one.hear(told("n1"), told("n2"))
+    for router in (one, two):
+        await router.exchange()
+    server.ask("HSET", "{x:}records", "n1", b"ff 4000000000000000 00000000\n" + bytes(100))
+    for _ in range(ROUNDS + 1):
+        await one.exchange()
+    assert server.ask("HGET", "{x:}records", "n1") == to_record(told("n1"))
+    await two.exchange()
+    assert one.names() == two.names() == {"n1", "n2"}
 
 
 async def test_those_that_are_gone_do_not_pile_up(routers: list[Router], server: RedisServer) -> None:
