@@ -154,19 +154,25 @@ class Registry:
     async def _run(self) -> None:
         while not self._closing:
             self._wake.clear()
-            await self._follow_enrolment()
-            self._members.expire(self._clock.monotonic(), alone=self._redis is None or bool(self.degraded))
-            self._rebuild()
-            if self._redis:
-                await self._exchange_safely(self._redis)
-            if self._clock.monotonic() - self._saved_at >= SAVING:
-                await self._save()
+            try:
+                await self._round()
+            except Exception as error:  # noqa: BLE001 - a mistake in one round must not end membership for good
+                self._log.error("a round of the membership failed", exc_info=error)
             await self._clock.sleep(max(BREATH, SHARE * self._rebuild_cost if self._members.behind else 0))
             try:
                 async with asyncio.timeout(EXCHANGE * (0.9 + 0.2 * self._random.random()) - BREATH):
                     await self._wake.wait()
             except TimeoutError:
                 pass
+
+    async def _round(self) -> None:
+        await self._follow_enrolment()
+        self._members.expire(self._clock.monotonic(), alone=self._redis is None or bool(self.degraded))
+        self._rebuild()
+        if self._redis:
+            await self._exchange_safely(self._redis)
+        if self._clock.monotonic() - self._saved_at >= SAVING:
+            await self._save()
 
     async def _follow_enrolment(self) -> None:
         """Where the enrolment changed, check all members anew; and read all of Redis again, as nodes may be
