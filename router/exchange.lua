@@ -67,7 +67,7 @@ local function in_chunks(list, size, act)
 end
 
 -- Where nobody came for a while (this server was away), or its clock jumped, times say nothing: all begin anew.
-if not last or now < last or now - last > ask.ttl / 2 then
+if not last or now < last or now - last > ask.slack then
     in_chunks(call('ZRANGE', expiry, 0, -1), 500, function(ids)
         local scored = {}
         for _, id in ipairs(ids) do scored[#scored + 1] = now + ask.ttl; scored[#scored + 1] = id end

@@ -28,7 +28,8 @@ PAGE = 1000
 MAX_RECORD = MAX_BODY + 1024
 SLACK = 2000
 """Milliseconds that an exchange may be under way, else what it tells is not taken: a server that stood still carries
-out later what it was sent before."""
+out later what it was sent before. After as long without any exchange, the times of nodes begin anew: routers come
+once a second."""
 _HEAD = re.compile(rb"([0-9a-f]{0,32}) ([0-9]{1,16}) [0-9a-f]{8}")
 
 

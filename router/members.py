@@ -25,6 +25,8 @@ from shared.routing import Snapshot
 
 MAX_TELLS, MAX_STATES = 2000, 500
 """Records in one exchange, and those among them that tell no more than a new load."""
+PATIENCE = 2.0
+"""Seconds between two looks at who is silent; what is longer is our own standing still, not theirs."""
 ROUNDS = 30
 """Exchanges in which the record of each node that is heard is compared once with what it should be."""
 BEFORE = float("-inf")
@@ -53,7 +55,7 @@ class Members:
         """Nodes whose record in Redis is not theirs: it has to give way, however new it looks."""
         self._life, self._seen, self._server = b"", 0, (0, 0.0)
         """Which history of Redis is known, how far, and its clock (ms) at a time of ours."""
-        self._round = 0
+        self._looked, self._round = float("inf"), 0
         self._listed: set[str] | None = set()
         """In a listing: what has come so far."""
 
@@ -114,6 +116,10 @@ class Members:
 
     def expire(self, now: float, *, alone: bool) -> None:
         """Drop nodes that were not heard in time. ``alone``: Redis is away, so our own silence is the last word."""
+        deaf, self._looked = now - self._looked - PATIENCE, now
+        if deaf > 0:  # they may have beaten all the time
+            self._heard = {node: (told, self._later(until, deaf, now)) for node, (told, until) in self._heard.items()}
+            self._lost = {node: (told, self._later(until, deaf, now)) for node, (told, until) in self._lost.items()}
         for node in [node for node, (_, until) in self._heard.items() if until <= now]:
             del self._heard[node]
             self._untold.pop(node, None)
@@ -124,6 +130,9 @@ class Members:
         for node in [node for node, (_, until) in self._lost.items() if until <= now]:
             del self._lost[node]
             self.behind = True
+
+    def _later(self, until: float, seconds: float, now: float) -> float:
+        return max(until, min(until + seconds, now + self.ttl))
 
     def forget_read(self) -> None:
         """Redis has been away for too long to believe what it said."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
+import signal
 import socket
 import threading
 import urllib.request
@@ -397,6 +399,20 @@ async def test_a_router_that_starts_while_redis_is_away_is_not_empty(lab: Lab, r
         await stays(net, 1.5 * TTL, net.all_known)
         await asyncio.to_thread(redis.start)
         await until(net.well, "recovery", RECOVERY)
+
+
+async def test_a_router_that_stood_still_takes_no_node_for_silent(lab: Lab, redis: RedisServer) -> None:
+    """Its nodes beat all the time, and it did not hear them: from its first answer on, they are there."""
+    async with network(lab, redis) as net:
+        router = net.routers[0]
+        net.least = 1  # at the other router, nodes that only this one hears are out meanwhile
+        net.restarting.append(router)
+        os.kill(router.pid, signal.SIGSTOP)
+        await until(lambda: net.known(net.routers[1]) == {"n2"}, "the others out", TTL + 5)
+        os.kill(router.pid, signal.SIGCONT)
+        net.restarting.remove(router)
+        await stays(net, 1.0, lambda: net.known(router) >= {"n0", "n1"})
+        await until(net.well, "all well", RECOVERY)
 
 
 async def test_a_router_that_alone_is_cut_off_agrees_again(lab: Lab, redis: RedisServer) -> None:

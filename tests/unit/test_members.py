@@ -218,6 +218,18 @@ def test_joined_says_since_when_this_router_knows() -> None:
     assert members.joined["new"] == 7, "it started anew"
 
 
+def test_who_was_not_heard_as_we_stood_still_has_time_to_be() -> None:
+    members = Members(TTL)
+    members.heard(told("n0", 1), 0)
+    members.expire(1, alone=True)
+    members.expire(60, alone=True)
+    assert members.get("n0")
+    members.heard(told("n1", 1), 61)
+    for second in range(61, 67):
+        members.expire(second, alone=True)
+    assert not members.get("n0") and members.get("n1")
+
+
 def test_what_is_worth_telling() -> None:
     for old, new, told_ in (
         (0, 3, False), (0, 4, True), (100, 120, False), (100, 140, True), (100, 70, True), (8, 4, True), (8, 6, False),
