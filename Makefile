@@ -19,12 +19,12 @@ demo: setup
 	$(BIN)/python -m loadtests.demo
 
 test: setup
-	scripts/need curl aria2 strace iproute2
+	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest
 
 # Faults at full strength: many repeats, half-minute cuts, thousands of clients. Needs root for some of them.
 test-long: setup
-	scripts/need curl aria2 strace iproute2
+	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest -m long
 
 check: setup

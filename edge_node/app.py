@@ -16,6 +16,7 @@ from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
 from edge_node.fill import Fills
+from edge_node.identity import own_key, write_identity
 from edge_node.link import LinkPolicy
 from edge_node.membership import Membership
 from edge_node.operations import Operations
@@ -51,6 +52,8 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         entries = disk.recover()
     except OSError as error:
         raise ConfigError(f"edge.data: {settings.data} cannot be used: {error}") from error
+    key = own_key(settings.data, log)
+    log.info("this node's public key; `nearshard enroll` takes it", key=key.public.hex())
     log.info("disk cache taken up", entries=entries, bytes=disk.ledger.used, directory=str(settings.data))
     peers = Peers(settings.node, settings.replicas)
     upstreams = Upstreams(
@@ -105,6 +108,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         log,
         region=settings.region,
         peers=peers,
+        key=key,
     )
 
     async def live(_: web.Application) -> AsyncIterator[None]:
@@ -116,6 +120,8 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
             await asyncio.to_thread(write_access, settings.data, admin_url, token)
         except OSError as error:
             log.warning("operators cannot reach this node: its directory takes no file", reason=str(error))
+        else:
+            await asyncio.to_thread(write_identity, settings.data, settings.node, key, record())
         operations.start()
         sessions.resolve_ahead([*settings.parent, *settings.origin, *settings.router])
         membership.start()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,9 +28,11 @@ from rich.progress import (
 
 from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
 from nearshard.client import Progress as OnProgress
+from nearshard.enroll import change_file, enrolled_of, read_identity
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
+from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
 from shared.ids import DEFAULT_REF, parse_name
 
@@ -223,6 +225,33 @@ def locate_command(
         sys.stdout.write(json.dumps(document) + "\n")
     else:
         show_route(document)
+
+
+@app.command("enroll", epilog="Example: nearshard enroll --data /var/cache/nearshard --file /etc/nearshard/nodes.toml")
+def enroll_command(
+    node: Annotated[str | None, typer.Argument(metavar="NODE", help="The node's name.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where clients reach it.")] = None,
+    region: Annotated[str | None, typer.Option(help="The region it is in.")] = None,
+    weight: Annotated[int | None, typer.Option(help="The most weight that it may take; 1 by default.")] = None,
+    key: Annotated[str | None, typer.Option(help="Its public key: 64 hex digits, from its log.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The directory of a node of this machine; it says what is not said here.")
+    ] = None,
+    file: Annotated[Path, typer.Option(envvar="NEARSHARD_ROUTER_ENROLLED", help="The routers' enrolment file.")] = Path(
+        "nodes.toml"
+    ),
+    remove: Annotated[bool, typer.Option("--remove", help="Throw the node out.")] = False,
+) -> None:
+    """Let a node join: add it to the enrolment file, which routers read again when it changes."""
+    said: dict[str, Any] = read_identity(data.expanduser()) if data else {}
+    given = {"id": node, "url": url, "region": region, "weight": weight, "key": key}
+    said |= {name: value for name, value in given.items() if value is not None}
+    if remove:
+        change_file(file, parse_name(str(said.get("id") or ""), "a node"), None)
+        return
+    enrolled = enrolled_of(said)
+    change_file(file, enrolled.node.id, enrolled)
+    sys.stdout.write(enrolment_line(enrolled) + "\n")
 
 
 def _nodes(data: Path, names: list[str] | None) -> list[NodeAccess]:

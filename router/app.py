@@ -10,30 +10,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from router.admission import Admission
 from router.config import RouterSettings
+from router.enrolment_file import EnrolmentFile
 from router.explain import Route, add_explain_routes
 from router.geoip import open_geoip
 from router.location import Found, Regions
 from router.probe import Prober
 from router.registry import Registry
+from router.remembered import FILE
 from router.selection import Selection
 from shared import codec, plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, evaluate
 from shared.digest import Digest, digest_fields, hex_of
+from shared.enrolment import SIGNATURE_FIELD
 from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamError
 from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.nearness import Nearness
-from shared.node import Node, State, parse_node, parse_state
+from shared.node import Node, State
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
@@ -56,7 +62,10 @@ class RouterTier:
         *,
         origins: list[str],
         count: int,
+        membership: Callable[[], str],
     ) -> None:
+        """``membership`` says who may join, for people."""
+        self._membership = membership
         self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
         self._origins, self._count = origins, count
 
@@ -155,6 +164,7 @@ class RouterTier:
             "service": "router",
             "epoch": snapshot.epoch,
             "degraded": self._registry.degraded,
+            "membership": self._membership(),
             "nodes": self._selection.nodes(),
         }
 
@@ -198,22 +208,38 @@ def _key(path: TaskPath | FilePath) -> str:
     return path.task_id.ring_key if isinstance(path, TaskPath) else f"{path.model}/{path.path}"
 
 
-def add_membership_routes(app: web.Application, registry: Registry, ttl: float) -> None:
+def add_membership_routes(
+    app: web.Application, registry: Registry, admission: Admission, metrics: Metrics, ttl: float
+) -> None:
     """``PUT /nodes/<id>``: a heartbeat. ``DELETE``: the node leaves. ``GET /ring``: the members."""
 
     async def put(request: web.Request) -> web.Response:
         request[KIND] = "heartbeat"
         if request.content_type != "application/json":
             raise RequestError(code="unsupported_type")
-        record = codec.decode_json(await read_body(request))
-        registry.heartbeat(parse_node(_node_id(request), record), parse_state(record))
-        return web.json_response({"epoch": registry.snapshot.epoch, "ttl": ttl})
+        body, signature = await read_body(request), request.headers.get(SIGNATURE_FIELD)
+        with counted():
+            told = admission.heartbeat(_node_id(request), body, signature, request.remote)
+        registry.heartbeat(told)
+        return web.json_response({"epoch": registry.snapshot.epoch, "ttl": ttl, "nonce": admission.nonce()})
 
     async def delete(request: web.Request) -> web.Response:
         request[KIND] = "leave"
-        if not registry.leave(_node_id(request)):
+        body, signature = await read_body(request), request.headers.get(SIGNATURE_FIELD)
+        with counted():
+            leave = admission.leave(_node_id(request), body, signature, request.remote)
+        if not registry.leave(leave):
             raise NotFound(code="unknown_node")
         return web.Response(status=204)
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        try:
+            yield
+        except RequestError as error:
+            if error.error_code != "stale_nonce":  # a node that starts cannot have one
+                metrics.refused_members.labels("heartbeat", error.error_code).inc()
+            raise
 
     async def ring(request: web.Request) -> web.Response:
         """The members of a region (of all without one) at one epoch: everyone who has it has the same ring."""
@@ -246,13 +272,29 @@ def _node_id(request: web.Request) -> str:
 def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
     """A router, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
+    rng = random.Random()  # noqa: S311 - jitter, not secrets
     sessions = Sessions()
+    enrolment = EnrolmentFile(settings.enrolled, log) if settings.enrolled else None
+    admission = Admission(enrolment.nodes if enrolment else None, clock.monotonic, lambda: secrets.token_hex(16))
     try:
-        registry = Registry.connect(settings.redis, settings.redis_prefix, settings.ttl, clock, metrics, log)
+        registry = Registry(
+            admission,
+            settings.ttl,
+            clock,
+            rng,
+            metrics,
+            log,
+            redis=settings.redis,
+            prefix=settings.redis_prefix,
+            file=settings.data / FILE if settings.data else None,
+            enrolment=enrolment,
+        )
     except ValueError as error:
         raise ConfigError(f"router.redis: {error}") from error
     if not settings.redis:
         log.info("no Redis: the membership is in this process alone")
+    if enrolment is None:
+        log.warning("membership: open on loopback; anything on this machine may join, as no enrolment file is set")
     catalog = Catalog(sessions, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(
@@ -264,13 +306,25 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         nearness=nearness,
     )
     selection = Selection(registry, nearness, clock, metrics, log)
-    rng = random.Random()  # noqa: S311 - jitter, not secrets
     prober = Prober(sessions.direct, registry, selection, settings.probe, clock, rng)
     published = Published(sessions.direct, registry, catalog, log)
-    tier = RouterTier(registry, catalog, regions, selection, origins=settings.origin, count=settings.candidates)
+
+    def membership() -> str:
+        trouble = enrolment.trouble if enrolment else ""
+        return f"{admission.mode}; {trouble}" if trouble else admission.mode
+
+    tier = RouterTier(
+        registry,
+        catalog,
+        regions,
+        selection,
+        origins=settings.origin,
+        count=settings.candidates,
+        membership=membership,
+    )
 
     async def live(_: web.Application) -> AsyncIterator[None]:
-        registry.start()
+        await registry.start()
         selection.start()
         prober.start()
         yield
@@ -283,8 +337,8 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
 
     app = make_app("nearshard-router", clock, metrics, log)
     app.cleanup_ctx.append(live)
-    add_routes(app, tier, metrics)
-    add_membership_routes(app, registry, settings.ttl)
+    add_routes(app, tier, metrics, degraded=lambda: registry.degraded)
+    add_membership_routes(app, registry, admission, metrics, settings.ttl)
     add_explain_routes(app, tier.locate, tier.find, selection)
     add_announce_route(app, published.heard)
     return app
