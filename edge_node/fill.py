@@ -235,12 +235,13 @@ class Fill:
 
         async def stream(gap: Gap) -> None:
             for attempt in range(1 + AGAIN):
-                since = clock.monotonic()
+                since, start = clock.monotonic(), gap.start
                 try:
                     await self._stream(source, gap)
                     break
                 except UpstreamError as error:
-                    if error.error_code != "upstream_timeout" or source.heard_at < since:
+                    others = gap.start == start and source.heard_at >= since
+                    if error.error_code != "upstream_timeout" or not others:
                         raise
                     if attempt == AGAIN:
                         upstreams.only_whole(source, forever=False)
