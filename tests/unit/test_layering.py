@@ -31,6 +31,8 @@ PURE = [
     "shared.loads",
     "shared.health",
     "shared.nearness",
+    "shared.view",
+    "nearshard.owners",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
