@@ -1,4 +1,4 @@
-"""Who serves a shard, by what a client knows of the network: the router's own choice, made here. Pure."""
+"""Who serves a shard, by what a client knows of the network: the router's own choice, made here. No I/O."""
 
 from __future__ import annotations
 

@@ -32,7 +32,6 @@ PURE = [
     "shared.health",
     "shared.nearness",
     "shared.view",
-    "nearshard.owners",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
