@@ -332,7 +332,9 @@ class Client:
         failure: NearshardError = UpstreamError(f"nobody is named who has {digest}")
         data = memoryview(bytearray(size))
         reached, hashed = 0, hashlib.sha256()
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
+            if number:
+                await self._guide.renew()
             failed = self._guide.failed()
             for url in sorted(planned, key=lambda url: _base(url) in failed) or self._guide.urls(digest):
                 begun = reached

@@ -95,6 +95,11 @@ class Guide:
             await asyncio.shield(self._ask_anew())
         return self._owners is not None
 
+    async def renew(self) -> None:
+        """Have a newer view if there is one: everybody whom this one names has failed."""
+        self._news = self._owners is not None
+        await self.ready()
+
     def _stale(self) -> bool:
         return self._news or self._clock.monotonic() - self._asked_at >= FRESH
 

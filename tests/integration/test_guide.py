@@ -17,6 +17,7 @@ from nearshard import Client, NearshardError
 from nearshard.client import _Meter
 from nearshard.guide import FORGET, FRESH, PAUSE, Guide, parse_routers
 from nearshard.kept import Kept, Stored
+from shared.clock import SystemClock
 from shared.codec import encode_json
 from shared.digest import digest_of
 from shared.errors import IntegrityError, NotFound, RequestError, UpstreamError
@@ -24,6 +25,7 @@ from shared.node import Node
 from shared.view import EPOCH, View
 from shared.web.reads import document
 from shared.web.session import Answered, Fetched, make_session
+from tests.scripted import Script, source
 
 DIGEST = digest_of(b"")
 NOBODY = "http://127.0.0.1:9"
@@ -348,6 +350,20 @@ async def test_in_a_round_nobody_is_asked_twice(tmp_path: Path) -> None:
         server.close()
     assert len(asked) == 6
     assert {f"http://{host}" for host in asked[:3]} == {f"http://{host}" for host in asked[3:]} == set(urls)
+
+
+async def test_where_all_that_are_known_failed_the_view_is_asked_for_before_the_next_round() -> None:
+    """A network that was set up anew at the same address, moments after somebody else kept a view of it."""
+    async with source(Script()) as node, serving(Router()) as router:
+        digest = node.add(b"shard")
+        router.view = View(9, "north", ("north",), (Node("new", node.url, "north", 1),))
+        kept = Kept()
+        kept.save(Stored(View(5, "north", ("north",), NODES), "", router.url, SystemClock().time()))
+        async with Client(router.url, kept=kept) as client:
+            await client._guide.ready()
+            assert router.asked == []
+            assert bytes(await client._fetch(digest, 5, (), Counter(), _Meter(5, None))) == b"shard"
+        assert router.asked == ["200"]
 
 
 # Names of routers
