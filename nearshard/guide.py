@@ -30,8 +30,9 @@ T = TypeVar("T")
 
 FRESH = 30.0
 """Seconds that a view is used before it is asked for again."""
-PAUSE = 1.0
-"""Seconds between two tries to have a newer view, whatever is heard of epochs."""
+PAUSE = 10.0
+"""Seconds between two tries to have a newer view while shards are fetched, whatever is heard of epochs: in a large
+network somebody always comes or goes, and all who download hear of it at once."""
 FORGET = 60.0
 """Seconds that who failed is tried last, and until the same node is reported again."""
 REPORT = aiohttp.ClientTimeout(total=2.0)

@@ -77,7 +77,7 @@ class Selection:
         """What a client in ``region`` needs to choose by itself, of about ``count`` nodes."""
         if self._routing.snapshot is not self._registry.snapshot:
             self.refresh()
-        order = [away.region for away in self._routing.order(region)]
+        order = self._routing.nearest(region, self._clock.monotonic())
         return near(self._routing.snapshot, region, order, self._routing.passed_over(), origins, count)
 
     # Evidence

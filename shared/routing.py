@@ -270,6 +270,10 @@ class Routing:
         """The regions as seen from one of them, nearest first."""
         return self._nearness.order(self._known(region), self.snapshot.rings, self._measured)
 
+    def nearest(self, region: str, now: float) -> list[str]:
+        """Their names, as choices go through them."""
+        return [near.name for near in self._order(region, now)]
+
     def passed_over(self) -> Mapping[Verdict, Set[str]]:
         """The nodes that come after all others, whatever the key, by why they do."""
         found: dict[Verdict, set[str]] = {Verdict.DRAINING: set(), Verdict.EJECTED: set()}

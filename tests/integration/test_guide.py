@@ -200,10 +200,14 @@ async def test_routers_that_count_by_themselves_and_nodes_that_lie_cause_no_stor
         guide.hear(NODES[0].url, str(epoch))
         guide.urls(DIGEST)
         await asyncio.sleep(0)
-    await until(lambda: len(router.asked) == 3)
-    guide.urls(DIGEST)
-    await asyncio.sleep(0)
+    await until(lambda: guide._asking is not None and guide._asking.done())
     assert len(router.asked) == 3
+    guide.hear(NODES[0].url, "500")
+    guide.urls(DIGEST)
+    assert guide._asking is not None and guide._asking.done(), "not yet"
+    clock.now += PAUSE
+    guide.urls(DIGEST)
+    assert not guide._asking.done()
 
 
 async def test_the_region_is_told(make: Make) -> None:

@@ -208,7 +208,7 @@ def test_a_client_reckons_the_owners_that_a_router_does(
     table: tuple[Routing, Snapshot], region: str, keys: list[str]
 ) -> None:
     routing, snapshot = table
-    order = [away.region for away in routing.order(region)]
+    order = routing.nearest(region, 0.0)
     view = near(snapshot, region, order, routing.passed_over(), ORIGINS, 4096)
     owners = Owners(decode(encode_json(view.record())))
     for key in keys:
@@ -225,7 +225,7 @@ def test_who_failed_is_the_last_resort_and_nobody_is_asked_twice(
     table: tuple[Routing, Snapshot], key: str, picked: int
 ) -> None:
     routing, snapshot = table
-    order = [away.region for away in routing.order("paris")]
+    order = routing.nearest("paris", 0.0)
     owners = Owners(near(snapshot, "paris", order, routing.passed_over(), ["http://o:1", "http://o:2"], 4096))
     everyone = [*(n.url for n in snapshot.nodes.values()), "http://o:1", "http://o:2"]
     failed = {url for number, url in enumerate(everyone) if picked >> number % 8 & 1}
