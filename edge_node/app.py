@@ -31,6 +31,7 @@ from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.metrics import Metrics
 from shared.node import State
+from shared.view import EPOCH
 from shared.web.announce import add_announce_route
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
@@ -111,6 +112,10 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         key=key,
     )
 
+    async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
+        if peers.epoch:
+            response.headers[EPOCH] = str(peers.epoch)
+
     async def live(_: web.Application) -> AsyncIterator[None]:
         token = secrets.token_urlsafe(32)
         admin, admin_url = await listen(
@@ -140,6 +145,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     app = make_app(server, clock, metrics, log)
     app[CONNECTION] = lambda *server, **options: ShortConnection(delivery.short_path, *server, **options)
     app.cleanup_ctx.append(live)
+    app.on_response_prepare.append(tell_epoch)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
     add_routes(app, delivery, metrics)
     add_announce_route(app, catalog.forget)

@@ -122,6 +122,7 @@ class Membership:
     async def _look_at(self, router: str, reply: Mapping[str, Any]) -> None:
         """Take the ring where the membership has changed since this router's last reply."""
         epoch = reply["epoch"]
+        self._peers.heard(epoch)
         if self._epochs.get(router) == epoch:
             return
         answer = await fetch(self._session, f"{router}/ring?region={self._region}", limit=MAX_RING)

@@ -37,6 +37,7 @@ from shared.errors import BadId, LocalError
 from shared.layout import Slice
 from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
+from shared.view import EPOCH
 from shared.web.send import SMALL, STALL, UNREADABLE, fields_of
 from shared.web.server import Connection
 
@@ -119,16 +120,22 @@ class ShortPath:
     """What a node can answer without aiohttp: shared by its connections."""
 
     def __init__(
-        self, cache: Cache, node: str, server: str, clock: Clock, count: Callable[[Outcome, int], None]
+        self,
+        cache: Cache,
+        node: str,
+        server: str,
+        clock: Clock,
+        count: Callable[[Outcome, int], None],
+        epoch: Callable[[], int],
     ) -> None:
-        """``count`` is told of each slice that was sent: how it was had, and its bytes."""
-        self.cache, self.count = cache, count
+        """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership."""
+        self.cache, self.count, self._epoch = cache, count, epoch
         self._clock = clock
         self._node = node
-        self._end = f"\r\nServer: {server}\r\n\r\n".encode()
+        self._server = server
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._requests: dict[bytes, tuple[bytes, PlainFields]] = {}
-        self._second, self._date = 0, b""
+        self._stamp, self._date = (0, 0), b""
 
     def learn(self, target: str, shown: Representation, fields: Mapping[str, str]) -> None:
         """The long path has answered ``target``, a task or a file, which will never mean anything else."""
@@ -204,9 +211,11 @@ class ShortPath:
 
     def _dated(self) -> bytes:
         """The date, which is the same for a second, and what comes after it."""
-        second = int(self._clock.time())
-        if second != self._second:
-            self._second, self._date = second, rfc822_formatted_time().encode() + self._end
+        stamp = int(self._clock.time()), self._epoch()
+        if stamp != self._stamp:
+            lines = [rfc822_formatted_time(), f"Server: {self._server}"]
+            lines += [f"{EPOCH}: {stamp[1]}"] if stamp[1] else []
+            self._stamp, self._date = stamp, "\r\n".join([*lines, "", ""]).encode()
         return self._date
 
     def _blob(self, target: bytes) -> Known | None:

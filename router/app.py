@@ -43,6 +43,7 @@ from shared.node import Node, State
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
+from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
@@ -105,6 +106,10 @@ class RouterTier:
         """Where a client is. Raises RequestError (``bad_region``)."""
         said = request.query.get("region") or request.headers.get("Nearshard-Region")
         return self._regions.find(said, request.remote, request.headers.getall("X-Forwarded-For", ()))
+
+    def view(self, request: web.Request, count: int) -> View:
+        """What a client needs to choose by itself."""
+        return self._selection.view(self.find(request).region, self._origins, count)
 
     def _bases(self, choices: Sequence[Choice]) -> list[str]:
         """Base URLs of nodes and then of the origins. Raises UpstreamError (``no_nodes``) rather than give none."""
@@ -209,9 +214,10 @@ def _key(path: TaskPath | FilePath) -> str:
 
 
 def add_membership_routes(
-    app: web.Application, registry: Registry, admission: Admission, metrics: Metrics, ttl: float
+    app: web.Application, registry: Registry, admission: Admission, metrics: Metrics, ttl: float, tier: RouterTier
 ) -> None:
-    """``PUT /nodes/<id>``: a heartbeat. ``DELETE``: the node leaves. ``GET /ring``: the members."""
+    """``PUT /nodes/<id>``: a heartbeat. ``DELETE``: the node leaves. ``GET /ring``: the members; those of a region for
+    a node of it (``?region=R``); about so many near a client, with what it needs to route by itself (``?near=N``)."""
 
     async def put(request: web.Request) -> web.Response:
         request[KIND] = "heartbeat"
@@ -244,6 +250,8 @@ def add_membership_routes(
     async def ring(request: web.Request) -> web.Response:
         """The members of a region (of all without one) at one epoch: everyone who has it has the same ring."""
         request[KIND] = "ring"
+        if "near" in request.query:
+            return _view(request, tier)
         region = request.query.get("region")
         if region is not None:
             parse_name(region, "a region")
@@ -260,6 +268,16 @@ def add_membership_routes(
     get(app, "/ring", ring)
     app.router.add_put("/nodes/{node}", put, expect_handler=refuse_expectation)
     app.router.add_delete("/nodes/{node}", delete)
+
+
+def _view(request: web.Request, tier: RouterTier) -> web.Response:
+    """The ring as the client that asks needs it (``shared.view``). Raises RequestError."""
+    text = request.query["near"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_NEAR):
+        raise RequestError(f"near is 1 to {MAX_NEAR}")
+    body = codec.encode_json(tier.view(request, int(text)).record())
+    etag = hashlib.sha256(body).hexdigest()
+    return document(request, body, "application/json", etag, "private, no-cache", {"Vary": "Nearshard-Region"})
 
 
 def _node_id(request: web.Request) -> str:
@@ -323,6 +341,9 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         membership=membership,
     )
 
+    async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers[EPOCH] = str(registry.snapshot.epoch)
+
     async def live(_: web.Application) -> AsyncIterator[None]:
         await registry.start()
         selection.start()
@@ -337,8 +358,9 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
 
     app = make_app("nearshard-router", clock, metrics, log)
     app.cleanup_ctx.append(live)
+    app.on_response_prepare.append(tell_epoch)
     add_routes(app, tier, metrics, degraded=lambda: registry.degraded)
-    add_membership_routes(app, registry, admission, metrics, settings.ttl)
+    add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
     add_explain_routes(app, tier.locate, tier.find, selection)
     add_announce_route(app, published.heard)
     return app

@@ -22,6 +22,7 @@ from shared import codec
 from shared.clock import SystemClock
 from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
 from shared.ids import parse_name
+from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
@@ -62,6 +63,10 @@ def make_session(proxy: str | None = None, resolver: AheadResolver | None = None
 
 class NoRanges(UpstreamError):
     """A source that sends the whole shard where a part was asked for."""
+
+
+class Answered(UpstreamError):
+    """A source that is there, and answered with an error: its own trouble, or that of its sources."""
 
 
 class Sessions:
@@ -115,7 +120,7 @@ async def fetch(
             if answer.status == 404:
                 raise await _not_found(answer, missing)
             if answer.status != 200:
-                raise UpstreamError(f"{url} answered {answer.status}")
+                raise Answered(f"{url} answered {answer.status}")
             body = bytearray()
             async for chunk in answer.content.iter_any():
                 body += chunk
@@ -134,6 +139,8 @@ class Body:
     start: int
     chunks: AsyncIterator[bytes]
     cache_status: str = ""
+    epoch: str = ""
+    """What the source says of the membership's epoch."""
 
 
 @asynccontextmanager
@@ -167,7 +174,7 @@ async def open_blob(
             if answer.status == 404:
                 raise await _not_found(answer, "unknown_blob")
             if answer.status not in (200, 206):
-                raise UpstreamError(f"{url} answered {answer.status}")
+                raise Answered(f"{url} answered {answer.status}")
             if answer.headers.get("Content-Encoding", "identity") != "identity":
                 raise UpstreamError(f"{url} sent an encoded body")
             length = answer.content_length
@@ -184,7 +191,8 @@ async def open_blob(
                     raise UpstreamError(f"{url} sent another range than was asked for")
             if (size is not None and whole != size) or not 0 < whole <= max_size:
                 raise UpstreamError(f"{url} has {whole} bytes, not {size}")
-            yield Body(whole, begin, _exactly(answer, length, url, sharing), answer.headers.get("Cache-Status", ""))
+            chunks, fields_of = _exactly(answer, length, url, sharing), answer.headers
+            yield Body(whole, begin, chunks, fields_of.get("Cache-Status", ""), fields_of.get(EPOCH, ""))
 
 
 async def _exactly(

@@ -36,6 +36,7 @@ PURE = [
     "shared.loads",
     "shared.health",
     "shared.nearness",
+    "shared.view",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
