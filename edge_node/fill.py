@@ -37,7 +37,7 @@ ROUNDS = 2
 """Times that every source is tried before a fill fails."""
 BACKOFF = 0.1
 """Seconds before the second round, times a random factor of up to two."""
-UNIT = 1 << 20
+UNIT = 256 << 10
 """Bytes read back and hashed at a time."""
 AGAIN = 2
 """Times that a stream which got no answer is tried again where others get theirs."""

@@ -12,6 +12,7 @@ size, read error) is dropped and fetched again; it costs a fill, never a wrong b
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -33,7 +34,17 @@ REST = 30.0
 """Seconds that a disk which refused a write is left alone."""
 TOUCH = 600.0
 """Seconds between two notes on disk that an entry was used: LRU order across restarts, without a write a read."""
+LARGE = 1 << 20
+"""Bytes from which on a shard in memory has pages of its own. The heap would not give them back: freed blocks of
+megabytes make the allocator keep more and more of them, once in each of its threads' arenas."""
 _HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def room(size: int) -> memoryview:
+    """Bytes to write to. Large ones cost nothing until they are written, and are given back with their last view."""
+    if size < LARGE:
+        return memoryview(bytearray(size))
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class MemoryTier:
@@ -268,7 +279,7 @@ class MemoryBuffer:
     def __init__(self, tier: MemoryTier, digest: Digest, size: int) -> None:
         self._tier, self._digest = tier, digest
         self.kept = tier.ledger.state(digest) is State.ABSENT and tier.reserve(digest, size)
-        self._view = memoryview(bytearray(size))
+        self._view = room(size)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put bytes in their place."""
