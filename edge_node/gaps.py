@@ -20,7 +20,7 @@ class Gap:
     """When a stream for it began, in seconds, and at which byte."""
 
     def left(self, now: float, after: float) -> float:
-        """Seconds until it is closed if it goes on as it did; 0 in the first ``after`` seconds, when nobody can tell."""
+        """Seconds until it is closed if it goes on as it did; 0 in the first ``after`` seconds: nobody can tell yet."""
         if self.opened is None or now - self.opened[0] < after or self.start >= self.stop:
             return 0.0
         came = self.start - self.opened[1]
