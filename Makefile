@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-cold simulate clean lock
+.PHONY: setup demo test test-long check docs bench-hit bench-cold bench-node simulate clean lock
 
 setup: $(STAMP)
 
@@ -43,6 +43,9 @@ bench-hit: setup
 bench-cold: setup
 	scripts/need iproute2 aria2 curl
 	$(BIN)/python -m loadtests.bench_cold
+
+bench-node: setup
+	$(BIN)/python -m loadtests.bench_node
 
 # The ring at 10,000 nodes and 10 million shards; about two minutes.
 simulate: setup

@@ -27,6 +27,9 @@ from shared.web.resolver import AheadResolver
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
 """Seconds to connect, until the head of an answer, and between two reads."""
+BUFFER = 1 << 16
+"""Bytes that a body may be ahead of its reader, about: twice that, and one read of the event loop (256 KB), for each
+of dozens of streams. More is no faster, and keeps the loop from its other clients for longer at a time."""
 SLOW_FOR, SLOW_RATE = 10.0, 10_000
 """A body that brings fewer than SLOW_RATE bytes a second for SLOW_FOR seconds is left for another source; several from
 one source share that rate."""
@@ -57,7 +60,7 @@ def make_session(proxy: str | None = None, resolver: AheadResolver | None = None
         trust_env=False,
         headers={"Accept-Encoding": "identity", "User-Agent": "nearshard"},
         raise_for_status=False,
-        read_bufsize=1 << 18,
+        read_bufsize=BUFFER,
     )
 
 
