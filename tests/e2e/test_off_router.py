@@ -249,9 +249,9 @@ def test_a_view_is_of_where_the_client_is(lab: Lab) -> None:
         "http://127.0.0.1:9/base", default_region="north", networks='{"192.0.2.0/24": "south"}',
         trusted_proxies='["127.0.0.0/8"]', links='{"north>south": 5, "north>west": 3, "south>west": 9}', ttl="60",
     )  # fmt: skip
-    for name in ("north-1", "south-1", "south-2", "west-1"):
+    for number, name in enumerate(("north-1", "south-1", "south-2", "west-1"), 1):
         record = {
-            "url": f"http://{name}:1",
+            "url": f"http://127.0.0.1:{number}",
             "region": name.partition("-")[0],
             "weight": 1,
             "draining": name == "south-2",
@@ -263,6 +263,7 @@ def test_a_view_is_of_where_the_client_is(lab: Lab) -> None:
             method="PUT",
         )
         urllib.request.urlopen(request, timeout=10).close()
+    wait_nodes(router, 4)  # those that join within one breath make one ring
 
     def view(query: str = "near=100", **headers: str) -> Any:
         return get_json(f"{router.url}/ring?{query}", **{k.replace("_", "-"): v for k, v in headers.items()})
