@@ -11,23 +11,28 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from safetensors.numpy import load_file
 
+from edge_node.peers import HOP
 from loadtests.wan import DEVICE, Link, Unavailable
 from nearshard import Client
 from shared.web.session import FIRST_BYTE
 from tests.faults.client import until
-from tests.faults.network import Net, Place, known, network, now
+from tests.faults.network import EDGES, Net, Place, known, network, now
 from tests.faults.test_router import forwarder
 from tests.harness import Lab, Service, command, get_json, make_model
 from tests.redis_server import KINDS, RedisServer
 
 PLAN = "application/vnd.nearshard.plan+json"
 CLONE_NEWNET = 0x4000_0000
+MARGIN = 1.5
+"""Seconds that a busy machine may take beside what is promised."""
 DRAIN, BACK = 30.0, 10.0
 
 
@@ -181,6 +186,70 @@ async def test_a_region_is_cut_off_and_comes_back(
 def base(url: str) -> str:
     """Scheme, host and port of a URL."""
     return "/".join(url.split("/", 3)[:3])
+
+
+@pytest.mark.parametrize(
+    "seconds", [0.0, pytest.param(30.0, marks=[pytest.mark.long, pytest.mark.timeout(240)], id="half-a-minute")]
+)
+async def test_a_node_stands_still_while_clients_take_from_it(
+    lab: Lab, redis: RedisServer, tmp_path: Path, seconds: float, measured: Callable[[str], None]
+) -> None:
+    """F5, with heartbeats and TTL as they are by default: the client that is in the middle of a shard of it goes on
+    with the next owner within 5 s, no plan names it after 8 s; and it comes back once."""
+    regions = {name: region for name, region in EDGES.items() if name not in ("south-2", "south-3")}
+    async with (
+        network(lab, redis.url, regions=regions, ttl=6.0, heartbeat=2.0, link_rate="800KB", replicas="2") as net,
+        aiohttp.ClientSession() as session,
+    ):
+        await asyncio.to_thread(make_model, tmp_path / "large", width=512)
+        await asyncio.to_thread(lab.publish, tmp_path / "large", "acme/large")
+        plan = await asyncio.to_thread(plan_of, net.routers[0], "acme/large:embed")
+        digest = max(plan["shards"], key=lambda shard: shard["size"])["digest"]
+        bytes_at: list[float] = []
+        under_way = asyncio.Event()
+
+        def progress(done: int, total: int) -> None:
+            bytes_at.append(now())
+            if done > total // 3:
+                under_way.set()
+
+        async def hold(edge: Service) -> None:
+            """It gets the shard from above: what is measured is the client's patience alone."""
+            async with session.get(f"{edge.url}/blobs/{digest}", headers={HOP: "test"}) as answer:
+                assert len(await answer.read()) > 2_000_000
+
+        async with Client(net.routers[0].url, region="north", concurrency=1) as client:
+            before = net.changes()
+            download = asyncio.create_task(client.get("acme/large:embed", tmp_path / "got", progress=progress))
+            await under_way.wait()
+            victim = next(edge for edge in net.of("north") if edge.status()["in_flight"])
+            name = next(name for name, edge in net.edges.items() if edge is victim)
+            try:
+                os.kill(victim.pid, signal.SIGSTOP)
+                started = now()
+                await asyncio.gather(*(hold(edge) for edge in net.of("north") if edge is not victim))
+                async with net.in_use():
+                    await until(lambda: net.knows(set(net.edges) - {name}), "it to be out", 8 + MARGIN)
+                    out = now() - started
+                    for router in net.routers:
+                        plan = await asyncio.to_thread(plan_of, router, "acme/large:embed")
+                        assert not any(url.startswith(victim.url) for shard in plan["shards"] for url in shard["urls"])
+                    await until(lambda: now() - started >= seconds, "time to pass", seconds + 1)
+                    got = await download
+                    os.kill(victim.pid, signal.SIGCONT)
+                    await until(net.well, "it to be back", BACK)
+            finally:
+                os.kill(victim.pid, signal.SIGCONT)
+            await until(lambda: redis.ask("HLEN", "{nearshard:}records") == len(net.edges), "one record a node")
+            assert all(sorted(known(router)) == sorted(net.edges) for router in net.routers)
+            for earlier, later in zip(before, net.changes(), strict=True):
+                assert dict(later - earlier) == {("out", name): 1, ("joined", name): 1}
+        gap = max(later - earlier for earlier, later in pairwise(bytes_at))
+        served = {url for url, _ in got.sources}
+        assert victim.url in served and len(served) > 1
+        assert load_file(got.paths[0]).keys() == {"embeddings.weight"}
+        measured(f"the client went on after {gap:.1f} s; out within {out:.1f} s; {net.figures()}")
+        assert gap < 5 + MARGIN and out < 8
 
 
 def plan_of(router: Service, task: str) -> Any:
