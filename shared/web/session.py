@@ -26,7 +26,10 @@ from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
-"""Seconds to connect, until the head of an answer, and between two reads."""
+"""Seconds to connect, until the head of an answer, and between two reads of a node."""
+CLIENT_IDLE = 5.0
+"""Seconds between two reads of a client. A node that finds its source stalled helps all its readers by waiting for the
+one it has; a client's node may be the one that stands still, and the client has others to go on with."""
 BUFFER = 1 << 16
 """Bytes that a body may be ahead of its reader, about: twice that, and one read of the event loop (256 KB), for each
 of dozens of streams. More is no faster, and keeps the loop from its other clients for longer at a time."""
@@ -38,11 +41,13 @@ SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
-def make_session(proxy: str | None = None, resolver: AheadResolver | None = None) -> aiohttp.ClientSession:
+def make_session(
+    proxy: str | None = None, resolver: AheadResolver | None = None, *, idle: float = CLIENT_IDLE
+) -> aiohttp.ClientSession:
     """A session; close it at the end. Callers bound how much they ask for at once.
 
     ``proxy``: ``http://``, ``socks5://`` or ``socks5h://``, for all requests of the session. ``resolver``: one of
-    its own by default.
+    its own by default. ``idle``: seconds between two reads.
     """
     connector: aiohttp.BaseConnector
     if proxy and proxy.startswith("socks"):
@@ -54,7 +59,7 @@ def make_session(proxy: str | None = None, resolver: AheadResolver | None = None
     return aiohttp.ClientSession(
         connector=connector,
         proxy=proxy,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=IDLE),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=idle),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
@@ -78,8 +83,8 @@ class Sessions:
     def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
         """``proxies``: proxy URL by base URL of the upstream."""
         self._resolver = AheadResolver(SystemClock())
-        self.direct = make_session(resolver=self._resolver)
-        self._proxied = {base: make_session(proxy) for base, proxy in (proxies or {}).items()}
+        self.direct = make_session(resolver=self._resolver, idle=IDLE)
+        self._proxied = {base: make_session(proxy, idle=IDLE) for base, proxy in (proxies or {}).items()}
 
     def of(self, base: str) -> aiohttp.ClientSession:
         """The session for an upstream."""
