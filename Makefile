@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-cold bench-node simulate clean lock
+.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node simulate clean lock
 
 setup: $(STAMP)
 
@@ -38,6 +38,10 @@ docs: setup
 bench-hit: setup
 	scripts/need nginx wrk
 	$(BIN)/python -m loadtests.bench_hit
+
+bench-router: setup
+	scripts/need nginx wrk
+	$(BIN)/python -m loadtests.bench_router
 
 # Root only: its WAN is made of network namespaces.
 bench-cold: setup

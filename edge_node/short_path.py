@@ -1,14 +1,11 @@
-"""The short path: plain cache hits, answered before the HTTP library sees them.
+"""The short path: plain cache hits, answered before aiohttp sees them (``shared.web.plain`` says what is plain).
 
-aiohttp spends some 300 microseconds a request on what a plain hit does not need. So the connection handler looks at
-what arrives first: where it is exactly one complete, plain GET for something immutable that is held whole in memory
-or on disk, the answer is written here, with the same bytes that the long path would send. Everything else goes to
-aiohttp untouched: other methods and fields, ranges, refs, misses, pipelined or half-received requests.
+Where a plain request is for something immutable that is held whole in memory or on disk, the answer is written here,
+with the same bytes that the long path would send. Ranges, refs and misses go to aiohttp, as what is not plain does.
 
-1. plain?     one request, one line each for a handful of harmless fields, nothing unusual in any of them
-2. known?     ``/blobs/<digest>``, or a path of a pinned revision that the long path has answered before
-3. held?      every slice is in memory or on disk now; they are opened (pinned) with no await in between
-4. send       small bodies with their head in one write; the rest by sendfile on a duplicate of the socket, which the
+1. known?     ``/blobs/<digest>``, or a path of a pinned revision that the long path has answered before
+2. held?      every slice is in memory or on disk now; they are opened (pinned) with no await in between
+3. send       small bodies with their head in one write; the rest by sendfile on a duplicate of the socket, which the
               event loop can watch (its own descriptor belongs to the transport)
 
 While an answer is being sent, what else arrives on the connection waits its turn in ``_held_back``.
@@ -19,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -27,9 +23,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from aiohttp.helpers import rfc822_formatted_time
 
 from edge_node.cache import Cache, DiskReader, MemoryReader
+from edge_node.peers import HOP
 from shared.clock import Clock
 from shared.conditional import Conditions, NotModified, Whole, evaluate
 from shared.digest import parse_digest
@@ -37,16 +33,11 @@ from shared.errors import BadId, LocalError
 from shared.layout import Slice
 from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
-from shared.view import EPOCH
+from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainRequests
 from shared.web.send import SMALL, STALL, UNREADABLE, fields_of
-from shared.web.server import Connection
 
-MAX_REQUEST = 4096
-"""Bytes of a request that is still plain."""
 MAX_HELD_BACK = 64 << 10
 """Bytes that may arrive while an answer is being sent; then reading stops."""
-REQUESTS = 4_000
-"""Requests kept with what they mean."""
 OPEN = 32
 """Slices, so files, that one answer may hold open; the long path opens the many of a large model one by one."""
 KNOWN = 20_000
@@ -55,10 +46,6 @@ TURN = 4 << 20
 """Bytes sent for one connection before others get their turn."""
 LEAST = 10_000 * int(STALL)
 """Bytes that a client must take in STALL seconds: 10 KB/s."""
-_REQUEST_LINE = re.compile(rb"GET (/[!-~]+) HTTP/1\.1")
-_FIELD = re.compile(rb"([A-Za-z-]+):[ \t]*([ -~]*?)[ \t]*")
-_PLAIN = {b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection", b"if-none-match",
-          b"nearshard-hop"}  # fmt: skip
 _BLOBS = b"/blobs/"
 
 
@@ -80,42 +67,6 @@ class Known:
     """The same of a 304."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlainFields:
-    """What matters in the fields of a plain request."""
-
-    accept: bytes
-    if_none_match: bytes
-
-
-def parse_line(data: bytes) -> tuple[bytes, bytes] | None:
-    """The target, and the block of fields, of the one plain GET that ``data`` is, whole.
-
-    None for everything else, which is left to aiohttp to judge.
-    """
-    if len(data) > MAX_REQUEST or not data.endswith(b"\r\n\r\n"):
-        return None
-    line, _, block = data.partition(b"\r\n")
-    request = _REQUEST_LINE.fullmatch(line)
-    return (request[1], block) if request else None
-
-
-def parse_fields(block: bytes) -> PlainFields | None:
-    """The fields of a plain request, from its block with the empty line at its end; None if it is not plain."""
-    fields: dict[bytes, bytes] = {}
-    for line in block[:-4].split(b"\r\n"):
-        match = _FIELD.fullmatch(line)
-        if match is None:
-            return None
-        name = match[1].lower()
-        if name not in _PLAIN or name in fields:
-            return None
-        fields[name] = match[2]
-    if not fields.get(b"host") or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
-        return None
-    return PlainFields(fields.get(b"accept", b"*/*"), fields.get(b"if-none-match", b""))
-
-
 class ShortPath:
     """What a node can answer without aiohttp: shared by its connections."""
 
@@ -128,35 +79,19 @@ class ShortPath:
         count: Callable[[Outcome, int], None],
         epoch: Callable[[], int],
     ) -> None:
-        """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership."""
-        self.cache, self.count, self._epoch = cache, count, epoch
-        self._clock = clock
+        """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
+        while none is known."""
+        self.cache, self.count = cache, count
+        self.requests = PlainRequests([HOP.lower().encode()])  # what is held is sent to a peer as to anybody
+        self._end = DatedEnd(server, clock, epoch)
         self._node = node
-        self._server = server
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._requests: dict[bytes, tuple[bytes, PlainFields]] = {}
-        self._stamp, self._date = (0, 0), b""
 
     def learn(self, target: str, shown: Representation, fields: Mapping[str, str]) -> None:
         """The long path has answered ``target``, a task or a file, which will never mean anything else."""
         slices = tuple(shown.layout.cut(shown.layout.whole))
         known = Known(shown, slices, fields, any_accept=False, quoted=f'"{shown.etag}"'.encode())
         self._remember(target.encode(), known)
-
-    def plain(self, data: bytes) -> tuple[bytes, PlainFields] | None:
-        """The plain request that ``data`` is. What is hot is asked for in the same words: those are parsed once."""
-        if known := self._requests.get(data):
-            return known
-        line = parse_line(data)
-        if line is None:
-            return None
-        fields = parse_fields(line[1])
-        if fields is None:
-            return None
-        if len(self._requests) >= REQUESTS:
-            self._requests.clear()
-        found = self._requests[data] = line[0], fields
-        return found
 
     def find(self, target: bytes, fields: PlainFields) -> Known | None:
         """What a request asks for, where it can be answered here."""
@@ -207,16 +142,7 @@ class ShortPath:
             lines = [f"HTTP/1.1 {status} {'OK' if status == 200 else 'Not Modified'}"]
             lines += [f"{name}: {value}" for name, value in fields.items()]
             head = heads[outcome] = "\r\n".join([*lines, "Date: "]).encode()
-        return head + self._dated()
-
-    def _dated(self) -> bytes:
-        """The date, which is the same for a second, and what comes after it."""
-        stamp = int(self._clock.time()), self._epoch()
-        if stamp != self._stamp:
-            lines = [rfc822_formatted_time(), f"Server: {self._server}"]
-            lines += [f"{EPOCH}: {stamp[1]}"] if stamp[1] else []
-            self._stamp, self._date = stamp, "\r\n".join([*lines, "", ""]).encode()
-        return self._date
+        return head + self._end.now()
 
     def _blob(self, target: bytes) -> Known | None:
         try:
@@ -245,31 +171,17 @@ class Held:
     reader: MemoryReader | DiskReader
 
 
-class ShortConnection(Connection):
+class ShortConnection(PlainConnection):
     """A client connection whose plain hits are answered here."""
 
-    __slots__ = ("_clean", "_held_back", "_path", "_sending", "_socket")
+    __slots__ = ("_held_back", "_path", "_sending", "_socket")
 
     def __init__(self, path: ShortPath, manager: web.Server, **options: Any) -> None:
-        super().__init__(manager, **options)
+        super().__init__(path.requests, manager, **options)
         self._path = path
         self._sending: _Sending | None = None
         self._held_back = b""
-        self._clean = True
-        """Whether aiohttp's parser is between two requests, as far as can be told from here."""
         self._socket: socket.socket | None = None
-
-    def data_received(self, data: bytes) -> None:
-        """Answer a plain hit, or give the bytes to aiohttp."""
-        if self._sending is not None:
-            self._hold_back(data)
-            return
-        plain = self._path.plain(data)
-        if plain is not None and self._clean and self._idle() and self._answer(*plain):
-            return
-        # A request that came whole leaves the parser between two requests; after any other, it is never sure.
-        self._clean = self._clean and plain is not None
-        super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client is gone: let go of everything."""
@@ -284,7 +196,7 @@ class ShortConnection(Connection):
     def _process_keepalive(self) -> None:
         """aiohttp's timer for idle connections: one that is being sent to is not idle."""
         if self._sending is not None:
-            self._wait_for_next()
+            self.wait_for_next()
         super()._process_keepalive()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
@@ -293,26 +205,21 @@ class ShortConnection(Connection):
             await asyncio.wait([self._sending.done], timeout=timeout)
         await super().shutdown(timeout)
 
-    def _idle(self) -> bool:
-        """Whether aiohttp has nothing to do on this connection."""
-        return not (self._messages or self._current_request or self._request_in_progress or self._force_close)
-
-    def _answer(self, target: bytes, fields: PlainFields) -> bool:
-        """Steps 2 to 4. False where the request is not for here; nothing has happened then."""
-        path, transport = self._path, self.transport
+    def answer(self, transport: asyncio.Transport, target: bytes, fields: PlainFields) -> bool:
+        """Steps 1 to 3. False where the request is not for here; nothing has happened then."""
+        path = self._path
         known = path.find(target, fields)
-        if known is None or transport is None or transport.is_closing() or transport.get_write_buffer_size():
+        if known is None:
             return False
         if fields.if_none_match:
             if fields.if_none_match == known.quoted:
-                return self._not_modified(known)
+                return self._not_modified(transport, known)
             asked = Conditions("GET", if_none_match=(fields.if_none_match.decode(),))
             decision = evaluate(asked, known.shown.etag, None)
             if isinstance(decision, NotModified):
-                return self._not_modified(known)
+                return self._not_modified(transport, known)
         if answer := path.small(known):
             transport.write(answer)
-            self._wait_for_next()
             return True
         try:
             if self._socket is None:
@@ -325,34 +232,31 @@ class ShortConnection(Connection):
         outcome = dearest([held.reader.outcome for held in opened])
         head = path.head(known, Whole(), outcome)
         self._sending = _Sending(self, path, self._socket, head, opened)
+        self.busy = True
         self._sending.go_on()
         return True
 
-    def _not_modified(self, known: Known) -> bool:
-        assert self.transport is not None
+    def _not_modified(self, transport: asyncio.Transport, known: Known) -> bool:
         outcome = Outcome.HIT_MEMORY if known.shown.revision else None  # as the long path: a shard needs no look-up
-        self.transport.write(self._path.head(known, NotModified(), outcome))
-        self._wait_for_next()
+        transport.write(self._path.head(known, NotModified(), outcome))
         return True
 
     def sent(self) -> None:
         """An answer is out: take what arrived meanwhile."""
         self._sending = None
-        self._wait_for_next()
+        self.busy = False
+        self.wait_for_next()
         data, self._held_back = self._held_back, b""
         if self.transport is not None:
             self.transport.resume_reading()
             if data:
                 self.data_received(data)
 
-    def _hold_back(self, data: bytes) -> None:
+    def hold_back(self, data: bytes) -> None:
+        """What arrives while an answer is being sent waits its turn."""
         self._held_back += data
         if len(self._held_back) > MAX_HELD_BACK and self.transport is not None:
             self.transport.pause_reading()
-
-    def _wait_for_next(self) -> None:
-        """The time that an idle connection has begins anew."""
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
 
 
 class _Sending:

@@ -26,6 +26,17 @@ done = function(summary, latency)
         e.connect + e.read + e.write + e.status + e.timeout, latency:percentile(50), latency:percentile(99)))
 end
 """
+CYCLE = """
+local number, requests = 0, {}
+init = function(args)
+    for path in io.lines("%s") do requests[#requests + 1] = wrk.format("GET", path) end
+end
+request = function()
+    number = number %% #requests + 1
+    return requests[number]
+end
+"""
+"""Asks for one path after the other, from a file with one in each line."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Wrk:
     def __init__(self, directory: Path, core: int) -> None:
         self._script = directory / "done.lua"
         self._script.write_text(SCRIPT)
+        self._cycle, self._paths = directory / "cycle.lua", directory / "paths"
+        self._cycle.write_text(SCRIPT + CYCLE % self._paths)
         self._core = core
         self._patience = PATIENCE
 
@@ -69,15 +82,25 @@ class Wrk:
         A sample amid noise is taken again while there is patience. Raises BenchmarkError where a request failed,
         or answers were shorter or longer.
         """
-        command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s"]
         headers = [word for name, value in fields.items() for word in ("-H", f"{name}: {value}")]
-        command = bound([*command, *headers, "-s", str(self._script), server.url + path], self._core)
+        words = [*headers, "-s", str(self._script), server.url + path]
+        return self._sample(server, words, size=size, connections=connections, seconds=seconds)
+
+    def cycle(self, server: Service, paths: Sequence[str], *, connections: int, seconds: int) -> Sample:
+        """Ask for one path after the other; answers have a head and next to no body. Raises as ``load`` does."""
+        self._paths.write_text("".join(f"{path}\n" for path in paths))
+        words = ["-s", str(self._cycle), server.url]
+        return self._sample(server, words, size=0, connections=connections, seconds=seconds)
+
+    def _sample(self, server: Service, words: Sequence[str], *, size: int, connections: int, seconds: int) -> Sample:
+        command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s", *words]
+        command = bound(command, self._core)
         while True:
             sample, saw = _run(command, server.pid, seconds + 30)
             unfinished = connections * size
             fits = size * saw["requests"] <= saw["bytes"] <= (size + HEAD) * saw["requests"] + unfinished
             if saw["errors"] or not saw["requests"] or not fits:
-                raise BenchmarkError(f"{server.url}{path}: not what was asked for: {saw}")
+                raise BenchmarkError(f"{words[-1]}: not what was asked for: {saw}")
             if sample.others <= NOISE or self._patience < seconds:
                 return sample
             self._patience -= seconds

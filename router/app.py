@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 from structlog.typing import FilteringBoundLogger
 
 from router.admission import Admission
@@ -26,14 +27,16 @@ from router.explain import Route, add_explain_routes
 from router.geoip import open_geoip
 from router.location import Found, Regions
 from router.probe import Prober
+from router.redirect import fields_of, links_to
 from router.registry import Registry
 from router.remembered import FILE
 from router.selection import Selection
+from router.short_path import ShortConnection, ShortPath
 from shared import codec, plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, evaluate
-from shared.digest import Digest, digest_fields, hex_of
+from shared.digest import Digest, hex_of
 from shared.enrolment import SIGNATURE_FIELD
 from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamError
 from shared.ids import parse_name
@@ -48,7 +51,10 @@ from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
+from shared.web.server import CONNECTION
 from shared.web.session import Sessions
+
+SERVER = "nearshard-router"
 
 
 class RouterTier:
@@ -72,20 +78,14 @@ class RouterTier:
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """307 to the best node. Raises NotFound for what the catalog knows is not there."""
-        fields = {"Cache-Control": "private, no-cache", "Vary": "Accept, Nearshard-Region"}
         key, target, etag = await self._target(path)
-        if etag:
-            fields |= {"ETag": f'"{etag}"', **digest_fields(etag)}
-            if isinstance(evaluate(conditions(request), etag, None), NotModified):
-                return web.Response(status=304, headers=fields)
+        fields = fields_of(etag)
+        if etag and isinstance(evaluate(conditions(request), etag, None), NotModified):
+            return web.Response(status=304, headers=fields)
         choices = self._selection.choose(self.find(request).region, key, self._count)
         urls = [base + target for base in self._bases(choices)]
         self._selection.sent(choices)
-        links = [f"<{url}>; rel=duplicate; pri={number}" for number, url in enumerate(urls[1:], 2)]
-        response = web.Response(status=307, headers={**fields, "Location": urls[0]})
-        for link in links:
-            response.headers.add("Link", link)
-        return response
+        return web.Response(status=307, headers=CIMultiDict([*fields.items(), *links_to(urls)]))
 
     async def _target(self, path: TaskPath | BlobPath | FilePath) -> tuple[str, str, str]:
         """The ring's key of what is asked for, its path at a node, and its ETag (empty where that is not known)."""
@@ -93,7 +93,7 @@ class RouterTier:
             return path.digest, blob_path(path.digest), hex_of(path.digest)
         shown = await self._shown(path)
         target = path.at(shown.revision if shown and shown.revision else path.ref)
-        return _key(path), target, shown.etag if shown else ""
+        return path.ring_key, target, shown.etag if shown else ""
 
     async def _shown(self, path: TaskPath | FilePath) -> Representation | None:
         """What will be sent; None while no origin answers, when a node may still know."""
@@ -157,7 +157,7 @@ class RouterTier:
         resort would be used every time, and the model would cross the site's link for each person anew.
         """
         region = self.find(request).region
-        choices = self._selection.choose(region, _key(path), self._count)
+        choices = self._selection.choose(region, path.ring_key, self._count)
         near = [choice for choice in choices if choice.node.region == region] or choices
         self._selection.sent(near)
         return self._bases(near) if not near else [choice.node.url for choice in near]
@@ -206,11 +206,6 @@ class Published:
             await announce(self._session, node.url, model)
         except UpstreamError as error:
             self._log.info("a node was not told of a publish", node=node.id, reason=str(error))
-
-
-def _key(path: TaskPath | FilePath) -> str:
-    """The ring's key of a task or a file."""
-    return path.task_id.ring_key if isinstance(path, TaskPath) else f"{path.model}/{path.path}"
 
 
 def add_membership_routes(
@@ -341,8 +336,21 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         membership=membership,
     )
 
+    short_path = ShortPath(
+        catalog,
+        regions,
+        selection,
+        clock,
+        metrics,
+        origins=settings.origin,
+        count=settings.candidates,
+        server=SERVER,
+        epoch=lambda: registry.snapshot.epoch,
+    )
+
     async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
-        response.headers[EPOCH] = str(registry.snapshot.epoch)
+        if registry.snapshot.epoch:
+            response.headers[EPOCH] = str(registry.snapshot.epoch)
 
     async def live(_: web.Application) -> AsyncIterator[None]:
         await registry.start()
@@ -356,7 +364,8 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         await catalog.close()
         await sessions.close()
 
-    app = make_app("nearshard-router", clock, metrics, log)
+    app = make_app(SERVER, clock, metrics, log)
+    app[CONNECTION] = lambda *server, **options: ShortConnection(short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
     add_routes(app, tier, metrics, degraded=lambda: registry.degraded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ class Selection:
         self._routing = Routing(nearness, self._loads, self._health)
         self._task: asyncio.Task[None] | None = None
         self._panics: frozenset[str] = frozenset()
+        self._sent: Counter[tuple[str, str]] = Counter()
+        """Redirects by region and verdict that the metrics have not been told of: this is a hot path."""
+        metrics.before_render.append(self._tell_metrics)
 
     def start(self) -> None:
         """Begin to look at what nodes tell."""
@@ -67,11 +71,29 @@ class Selection:
             self.refresh()
         return self._routing.choose(region, key, count, self._clock.monotonic())
 
+    def send(self, region: str, key: str, count: int) -> list[Choice]:
+        """Choose, and where there is a node, count the client as sent to the first: ``choose`` and ``sent`` in one."""
+        if self._routing.snapshot is not self._registry.snapshot:
+            self.refresh()
+        now = self._clock.monotonic()
+        choices = self._routing.choose(region, key, count, now)
+        if choices:
+            self._note(choices, now)
+        return choices
+
     def sent(self, choices: list[Choice]) -> None:
         """A client was sent to the first of these (or to an origin)."""
-        self._routing.sent(choices, self._clock.monotonic())
+        self._note(choices, self._clock.monotonic())
+
+    def _note(self, choices: list[Choice], now: float) -> None:
+        self._routing.sent(choices, now)
         first = choices[0] if choices else None
-        self._metrics.redirects.labels(first.node.region if first else "", first.verdict if first else "origin").inc()
+        self._sent[(first.node.region, first.verdict) if first else ("", "origin")] += 1
+
+    def _tell_metrics(self) -> None:
+        for (region, verdict), count in self._sent.items():
+            self._metrics.redirects.labels(region, verdict).inc(count)
+        self._sent.clear()
 
     def view(self, region: str, origins: Sequence[str], count: int) -> View:
         """What a client in ``region`` needs to choose by itself, of about ``count`` nodes."""

@@ -34,6 +34,8 @@ from shared.web.session import Sessions, fetch
 T = TypeVar("T")
 
 MAX_LISTING = 16 << 20
+AHEAD = 0.75
+"""Of a ref's lifetime, after which what is asked for often is revalidated before it ends."""
 RETRY = 1.0
 """Seconds after a failed revalidation in which what is stale is served without asking again."""
 STALE_LIMIT = 86_400.0
@@ -91,18 +93,36 @@ class Catalog:
             revision = as_revision(ref)
             return Resolved(await self._once(revision, lambda: self._manifest(model, revision)))
         known = self._refs.get((model, ref)) or await self._restored(model, ref)
-        now = self._clock.monotonic()
-        if known and (now - known.confirmed <= self._lifetime or now < known.retry_at):
+        if known and self._usable(known, self._clock.monotonic()):
             return await self._resolved(model, known)
         known = await self._once((model, ref), lambda: self._revalidate(model, ref, known))
         return await self._resolved(model, known)
+
+    def at_hand(self, model: str, ref: str) -> Manifest | None:
+        """The same, where it is in memory and fresh; else None, whatever ``resolve`` would say.
+
+        A ref that is asked for near the end of its lifetime is revalidated meanwhile, so that nobody has to wait.
+        """
+        if is_revision(ref):
+            revision = as_revision(ref)
+        else:
+            known, now = self._refs.get((model, ref)), self._clock.monotonic()
+            if known is None or not self._usable(known, now):
+                return None
+            if now - known.confirmed > AHEAD * self._lifetime and now >= known.retry_at:
+                self._ask((model, ref), lambda: self._revalidate(model, ref, known))
+            revision = known.value
+        manifest = self._manifests.get(revision)
+        if manifest is None or manifest.model != model:
+            return None
+        self._manifests.move_to_end(revision)
+        return manifest
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """``/models`` or ``/models/<model>`` as upstream has it. Raises NotFound or UpstreamError."""
         target = f"/models/{path.model}" if isinstance(path, ModelPath) else "/models"
         known = self._listings.get(target)
-        now = self._clock.monotonic()
-        if not known or (now - known.confirmed > self._lifetime and now >= known.retry_at):
+        if not known or not self._usable(known, self._clock.monotonic()):
             known = await self._once(target, lambda: self._relist(target, known))
         return Listing(known.value, self._fields(known))
 
@@ -125,6 +145,10 @@ class Catalog:
         manifest = await self._once(revision, lambda: self._manifest(model, revision))
         return Resolved(manifest, self._fields(known), stale=known.stale)
 
+    def _usable(self, known: _Known, now: float) -> bool:
+        """Whether to answer with this without asking anybody."""
+        return now - known.confirmed <= self._lifetime or now < known.retry_at
+
     def _fields(self, known: _Known) -> dict[str, str]:
         """Age (RFC 9111 §5.1), and Cache-Status where the answer is stale."""
         age = self._clock.monotonic() - known.confirmed
@@ -135,13 +159,15 @@ class Catalog:
 
     async def _once(self, key: object, ask: Callable[[], Awaitable[T]]) -> T:
         """One request for the same thing at a time. It outlives its askers: another may be waiting too."""
+        result: T = await asyncio.shield(self._ask(key, ask))
+        return result
+
+    def _ask(self, key: object, ask: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
         task = self._asking.get(key)
         if task is None:
-            task = asyncio.ensure_future(ask())
-            self._asking[key] = task
+            task = self._asking[key] = asyncio.ensure_future(ask())
             task.add_done_callback(lambda done: self._asked(key, done))
-        result: T = await asyncio.shield(task)
-        return result
+        return task
 
     def _asked(self, key: object, task: asyncio.Task[Any]) -> None:
         self._asking.pop(key, None)

@@ -121,7 +121,7 @@ class Loads:
     def send(self, node: str, now: float) -> None:
         """A client was sent there."""
         self.advance(now)
-        load = self.of(node)
+        load = self._loads.get(node) or self.of(node)
         load.sent += self.one
         if load.group is not None:
             load.group.sent += self.one
@@ -133,7 +133,8 @@ class Loads:
         """
         if not group.weight:
             return FLOOR
-        return max(FLOOR, self._bound * (group.excess + group.sent / self.one) / group.weight)
+        share = self._bound * (group.excess + group.sent / self.one) / group.weight
+        return share if share > FLOOR else FLOOR
 
     def advance(self, now: float) -> None:
         """Let what was sent fade until ``now``. Call it before asking."""

@@ -37,6 +37,11 @@ class TaskPath:
         """The ref or revision that it is of."""
         return self.task_id.ref
 
+    @property
+    def ring_key(self) -> str:
+        """What the ring hashes."""
+        return self.task_id.ring_key
+
     def at(self, revision: str) -> str:
         """The path of the same at a revision."""
         return task_path(TaskId(self.task_id.model, self.task_id.task, revision))
@@ -76,6 +81,11 @@ class FilePath:
     model: str
     ref: str
     path: str
+
+    @property
+    def ring_key(self) -> str:
+        """What the ring hashes: without the revision, as a task's."""
+        return f"{self.model}/{self.path}"
 
     def at(self, revision: str) -> str:
         """The path of the same at a revision."""

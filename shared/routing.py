@@ -12,8 +12,9 @@ So every node is there once, in an order in which a retry never meets a node aga
 there is no node. Where more than half of a region would be passed over as ejected, all of it is used: that many nodes
 are not ill at once, it is the view of them that is (panic).
 
-What does not depend on the key is made ready when members or their states change, so that a choice costs a few
-microseconds however many nodes there are: it looks at the nodes it names and at those that it passes over.
+What does not depend on the key is made ready when members or their states change, and what does not depend on loads is
+kept for each key (``_Walk``), so that a choice costs a few microseconds however many nodes there are: it looks at the
+nodes it names and at those that it passes over.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ FIRST_KEYS = 0.1
 """The share of its keys that it is given at once."""
 ORDER_LIFETIME = 10.0
 """Seconds that an order of regions is used before it is made again from what nodes have measured since."""
+AHEAD = 4
+"""Nodes that are looked for at once: a choice seldom needs more."""
+WALKS = 20_000
+"""Kept at most: some 500 bytes each."""
 _DICE = 0xFFFF
 """Bits of a key's place, the least ones, that no place on a ring depends on: they say whether it is among the first."""
 
@@ -105,6 +110,18 @@ class _Member:
         self.passed = verdict in (Verdict.DRAINING, Verdict.EJECTED)
 
 
+class _Walk:
+    """The usable members of a region in the order of the ring from a key's place on, as far as anybody has looked."""
+
+    __slots__ = ("at", "members", "place")
+
+    def __init__(self, place: int, at: int) -> None:
+        self.place = place
+        self.at = at
+        """The word of the ring to look at next."""
+        self.members: list[_Member] = []
+
+
 class _Region:
     """A region with all that a choice needs of it, made ready."""
 
@@ -112,36 +129,42 @@ class _Region:
 
     def __init__(self, name: str, ring: Ring, members: list[_Member], group: Group, *, panic: bool) -> None:
         self.name, self.ring, self.members, self.group, self.panic = name, ring, members, group, panic
-        self.made_from: tuple[Ring, Set[str], Set[str]] | None = None
+        self.made_from: tuple[Ring, list[str], Set[str], Set[str]] | None = None
         self.passed = sum(member.passed for member in members)
         self.usable = len(members) - self.passed
 
-    def choose(self, place: int, count: int, loads: Loads, now: float, found: list[Choice]) -> None:
+    def choose(self, walk: _Walk, count: int, loads: Loads, now: float, found: list[Choice]) -> None:
         """Add nodes for a key that may be asked now, then those that come after the others of their region."""
-        words, members = self.ring.words, self.members
         share, one = loads.share(self.group), loads.one
-        at, size, left = bisect(words, place), len(words), self.usable
-        seen: set[int] = set()
         later: list[Choice] = []
-        while left:
-            number = words[at if at < size else at - size] & MEMBER
-            at += 1
-            if number in seen:
-                continue
-            seen.add(number)
-            member = members[number]
-            if member.passed:
-                continue
-            left -= 1
-            if member.young and not _given(place, now - member.joined):
-                later.append(member.starting)
-            elif member.load.excess + member.load.sent / one >= share * member.load.weight:
-                later.append(member.loaded)
-            else:
-                found.append(member.taken)
-                if len(found) == count:
-                    return
+        looked = 0
+        while looked < self.usable:
+            if looked == len(walk.members):
+                self._look_further(walk)
+            for member in walk.members[looked:] if looked else walk.members:
+                load = member.load
+                if member.young and not _given(walk.place, now - member.joined):
+                    later.append(member.starting)
+                elif load.excess + load.sent / one >= share * load.weight:
+                    later.append(member.loaded)
+                else:
+                    found.append(member.taken)
+                    if len(found) == count:
+                        return
+            looked = len(walk.members)
         found += later
+
+    def _look_further(self, walk: _Walk) -> None:
+        """Find the next few members; there are some."""
+        words, size = self.ring.words, len(self.ring.words)
+        seen = set(walk.members)
+        wanted = min(len(seen) + AHEAD, self.usable)
+        while len(walk.members) < wanted:
+            member = self.members[words[walk.at % size] & MEMBER]
+            walk.at += 1
+            if not member.passed and member not in seen:
+                seen.add(member)
+                walk.members.append(member)
 
     def passed_over(self, place: int, verdict: Verdict) -> Iterable[Choice]:
         """The nodes that are out of the choice for this reason, in the order of the ring."""
@@ -169,6 +192,7 @@ class Routing:
         self._passed = False
         self._growing_until = -math.inf
         self._orders: dict[str, tuple[float, list[_Region]]] = {}
+        self._walks: dict[tuple[_Region, str], _Walk] = {}
         self._made_from: tuple[Snapshot, Set[str], int] | None = None
 
     def __repr__(self) -> str:
@@ -206,7 +230,8 @@ class Routing:
         self.health.keep(snapshot.nodes)
         before, self._regions = self._regions, {}
         for name, ring in snapshot.rings.items():
-            made_from = (ring, draining & ring.members.keys(), ejected & ring.members.keys())
+            urls = [snapshot.nodes[node].url for node in ring.names]
+            made_from = (ring, urls, draining & ring.members.keys(), ejected & ring.members.keys())
             region = before.get(name)
             if region is None or region.made_from != made_from:
                 region = self._region(name, ring, draining, ejected, joined)
@@ -216,6 +241,7 @@ class Routing:
         newest = max((member.joined for region in self._regions.values() for member in region.members), default=0.0)
         self._growing_until = newest + SLOW_START
         self._orders.clear()
+        self._walks.clear()
 
     def _region(
         self, name: str, ring: Ring, draining: Set[str], ejected: Set[str], joined: Callable[[str], float]
@@ -246,20 +272,29 @@ class Routing:
     def choose(self, region: str, key: str, count: int, now: float) -> list[Choice]:
         """At most ``count`` nodes to ask for ``key``, best first, for a client in ``region``."""
         self.loads.advance(now)
-        place = place_of(key)
         found: list[Choice] = []
-        regions = self._order(region, now)
+        kept = self._orders.get(region)
+        regions = kept[1] if kept and now < kept[0] else self._order(region, now)
         for near in regions:
             if near.usable:
-                near.choose(place, count, self.loads, now, found)
+                walk = self._walks.get((near, key)) or self._begin(near, key)
+                near.choose(walk, count, self.loads, now, found)
                 if len(found) >= count:
                     return found[:count] if len(found) > count else found
         if self._passed:
+            place = place_of(key)
             for verdict in (Verdict.DRAINING, Verdict.EJECTED):
                 for near in regions:
                     if near.passed:
                         found += near.passed_over(place, verdict)
         return found[:count]
+
+    def _begin(self, region: _Region, key: str) -> _Walk:
+        if len(self._walks) >= WALKS:
+            self._walks.clear()
+        place = place_of(key)
+        walk = self._walks[region, key] = _Walk(place, bisect(region.ring.words, place))
+        return walk
 
     def sent(self, choices: list[Choice], now: float) -> None:
         """A client was sent to the first of ``choices``."""

@@ -35,7 +35,7 @@ from shared.web.send import conditions
 
 MANIFEST = "application/vnd.nearshard.manifest+msgpack"
 _OFFERS = (BINARY, plan.MSGPACK, plan.JSON, metalink.METALINK)
-_KINDS: Mapping[type, str] = {
+KINDS: Mapping[type, str] = {
     TaskPath: "task", BlobPath: "blob", FilePath: "file",
     ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models",
 }  # fmt: skip
@@ -102,7 +102,7 @@ def add_routes(app: web.Application, tier: Tier, metrics: Metrics, *, degraded: 
 
     async def read(request: web.Request) -> web.StreamResponse:
         path = parse_path(request.rel_url.raw_path)
-        request[KIND] = _KINDS[type(path)]
+        request[KIND] = KINDS[type(path)]
         return await _answer(tier, request, path)
 
     async def healthz(_: web.Request) -> web.Response:

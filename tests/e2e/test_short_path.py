@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from edge_node.short_path import parse_fields, parse_line
+from shared.web.plain import parse_fields, parse_line
 from tests.harness import Lab, Service, get_json, make_model, wait_until
 
 LONG = "X-Anything: sends a request the long way"

@@ -31,6 +31,7 @@ PURE = [
     "router.members",
     "shared.keys",
     "shared.enrolment",
+    "router.redirect",
     "shared.node",
     "shared.routing",
     "shared.loads",

@@ -310,3 +310,44 @@ def test_demand_of_few_keys_is_spread_within_the_bound() -> None:
     assert Counter(key for key in rng.choices(KEYS, weights, k=20_000)).most_common(1)[0][1] > 2 * mean, (
         "unevenly asked"
     )
+
+
+# What is kept for a key
+
+
+def test_all_nodes_of_a_region_are_named_in_the_order_of_its_ring() -> None:
+    table = Table(snapshot_of(paris=9))
+    for key in KEYS:
+        owners = table.snapshot.rings["paris"].owners(key)
+        assert [choice.node.id for choice in table.choose(key, count=3)] == owners[:3]
+        assert [choice.node.id for choice in table.choose(key, count=9)] == owners
+
+
+def test_what_is_kept_for_keys_is_of_the_members_there_are_now() -> None:
+    table = Table(snapshot_of(paris=9, oslo=2))
+    for key in KEYS:
+        table.choose(key)  # all of both regions
+    table.snapshot = snapshot_of(paris=12, oslo=3)
+    table.update()
+    table.drain("paris-3")
+    fresh = Table(table.snapshot)
+    fresh.drain("paris-3")
+    for key in KEYS:
+        assert table.choose(key, count=3) == fresh.choose(key, count=3)
+        assert table.choose(key) == fresh.choose(key)
+
+
+def test_more_keys_than_are_kept_are_chosen_for_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, other = Table(snapshot_of(paris=9)), Table(snapshot_of(paris=9))
+    expected = [table.choose(key, count=5) for key in KEYS]
+    monkeypatch.setattr("shared.routing.WALKS", 7)
+    assert [other.choose(key, count=5) for key in KEYS] == expected
+    assert len(other.routing._walks) <= 7
+
+
+def test_a_node_that_moved_is_named_where_it_is() -> None:
+    table = Table(Snapshot([Node("a", "http://a:1", "paris", 1)], 1))
+    table.choose("key")
+    table.snapshot = Snapshot([Node("a", "http://a:2", "paris", 1)], 2, table.snapshot)
+    table.update()
+    assert table.choose("key")[0].node.url == "http://a:2"
