@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold simulate clean lock
+.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node simulate clean lock
 
 setup: $(STAMP)
 
@@ -19,12 +19,12 @@ demo: setup
 	$(BIN)/python -m loadtests.demo
 
 test: setup
-	scripts/need curl aria2 strace iproute2
+	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest
 
 # Faults at full strength: many repeats, half-minute cuts, thousands of clients. Needs root for some of them.
 test-long: setup
-	scripts/need curl aria2 strace iproute2
+	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest -m long
 
 check: setup
@@ -47,6 +47,9 @@ bench-router: setup
 bench-cold: setup
 	scripts/need iproute2 aria2 curl
 	$(BIN)/python -m loadtests.bench_cold
+
+bench-node: setup
+	$(BIN)/python -m loadtests.bench_node
 
 # The ring at 10,000 nodes and 10 million shards; about two minutes.
 simulate: setup

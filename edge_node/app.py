@@ -16,6 +16,7 @@ from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
 from edge_node.fill import Fills
+from edge_node.identity import own_key, write_identity
 from edge_node.link import LinkPolicy
 from edge_node.membership import Membership
 from edge_node.operations import Operations
@@ -30,6 +31,7 @@ from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.metrics import Metrics
 from shared.node import State
+from shared.view import EPOCH
 from shared.web.announce import add_announce_route
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
@@ -51,6 +53,8 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         entries = disk.recover()
     except OSError as error:
         raise ConfigError(f"edge.data: {settings.data} cannot be used: {error}") from error
+    key = own_key(settings.data, log)
+    log.info("this node's public key; `nearshard enroll` takes it", key=key.public.hex())
     log.info("disk cache taken up", entries=entries, bytes=disk.ledger.used, directory=str(settings.data))
     peers = Peers(settings.node, settings.replicas)
     upstreams = Upstreams(
@@ -105,7 +109,12 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         log,
         region=settings.region,
         peers=peers,
+        key=key,
     )
+
+    async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
+        if peers.epoch:
+            response.headers[EPOCH] = str(peers.epoch)
 
     async def live(_: web.Application) -> AsyncIterator[None]:
         token = secrets.token_urlsafe(32)
@@ -116,6 +125,8 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
             await asyncio.to_thread(write_access, settings.data, admin_url, token)
         except OSError as error:
             log.warning("operators cannot reach this node: its directory takes no file", reason=str(error))
+        else:
+            await asyncio.to_thread(write_identity, settings.data, settings.node, key, record())
         operations.start()
         sessions.resolve_ahead([*settings.parent, *settings.origin, *settings.router])
         membership.start()
@@ -134,6 +145,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     app = make_app(server, clock, metrics, log)
     app[CONNECTION] = lambda *server, **options: ShortConnection(delivery.short_path, *server, **options)
     app.cleanup_ctx.append(live)
+    app.on_response_prepare.append(tell_epoch)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
     add_routes(app, delivery, metrics)
     add_announce_route(app, catalog.forget)

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 
 from edge_node.fill import Fill, Fills
 from edge_node.ledger import State
-from edge_node.store import DiskTier, MemoryTier
+from edge_node.store import DiskTier, MemoryTier, room
 from shared.digest import Digest
 from shared.errors import LocalError, NearshardError
 from shared.outcome import Outcome
@@ -204,10 +204,10 @@ class Cache:
 
     async def _copy(self, reader: DiskReader, size: int) -> None:
         try:
-            data = await asyncio.to_thread(os.pread, reader.file.fileno(), size, 0)
-            if len(data) != size:
+            data = room(size)
+            if await asyncio.to_thread(os.preadv, reader.file.fileno(), [data], 0) != size:
                 raise OSError("shorter than it was")
-            self.memory.commit(reader.digest, memoryview(data))
+            self.memory.commit(reader.digest, data.toreadonly())
         except (OSError, NearshardError):
             self.memory.release(reader.digest)  # the disk tier finds out by itself when it is read
         finally:

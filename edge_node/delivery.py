@@ -70,7 +70,7 @@ class Delivery:
         """What the metrics were told of counts and bytes."""
         self._metrics = metrics
         metrics.before_render.append(self._tell_metrics)
-        self.short_path = ShortPath(cache, node, server, clock, self._count)
+        self.short_path = ShortPath(cache, node, server, clock, self._count, lambda: upstreams.peers.epoch)
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """Steps 2 to 5 for a task, a file or a shard. Raises RequestError or UpstreamError."""

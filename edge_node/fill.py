@@ -37,7 +37,7 @@ ROUNDS = 2
 """Times that every source is tried before a fill fails."""
 BACKOFF = 0.1
 """Seconds before the second round, times a random factor of up to two."""
-UNIT = 1 << 20
+UNIT = 256 << 10
 """Bytes read back and hashed at a time."""
 AGAIN = 2
 """Times that a stream which got no answer is tried again where others get theirs."""
@@ -235,12 +235,13 @@ class Fill:
 
         async def stream(gap: Gap) -> None:
             for attempt in range(1 + AGAIN):
-                since = clock.monotonic()
+                since, start = clock.monotonic(), gap.start
                 try:
                     await self._stream(source, gap)
                     break
                 except UpstreamError as error:
-                    if error.error_code != "upstream_timeout" or source.heard_at < since:
+                    others = gap.start == start and source.heard_at >= since
+                    if error.error_code != "upstream_timeout" or not others:
                         raise
                     if attempt == AGAIN:
                         upstreams.only_whole(source, forever=False)
@@ -324,12 +325,17 @@ class Fill:
         self._hash, self._hashed = hashlib.sha256(), 0
 
     async def _admit(self, size: int) -> Buffer:
-        """A place for the bytes: disk where this node owns the shard, else memory."""
-        if self._fills.upstreams.owned(self.digest):
-            favoured = self.digest in self._fills.favoured
-            if buffer := self._fills.disk.begin(self.digest, size, favoured=favoured):
-                return buffer
-        return await self._in_memory(size)
+        """A place for the bytes: disk where this node owns the shard, else memory; disk again where that has no room.
+
+        On the disk of a node that does not own it, a shard stays only while it is read.
+        """
+        owned = self._fills.upstreams.owned(self.digest)
+        buffer = None if owned else MemoryBuffer(self._fills.memory, self.digest, size)
+        if buffer and buffer.kept:
+            return buffer
+        favoured = self.digest in self._fills.favoured
+        on_disk = self._fills.disk.begin(self.digest, size, favoured=favoured, kept=owned)
+        return on_disk or await self._in_memory(size)
 
     async def _in_memory(self, size: int) -> MemoryBuffer:
         """A place in the memory tier, else one of a few places outside every budget.

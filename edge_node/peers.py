@@ -24,6 +24,8 @@ class Peers:
         self._node, self._replicas = node, replicas
         self._urls: Mapping[str, str] = {}
         self._ring = Ring({})
+        self.epoch = 0
+        """Of the membership, as a router told it last; clients hear of it from here too."""
 
     def __repr__(self) -> str:
         return f"<Peers of {self._node}: {self._ring}>"
@@ -36,6 +38,12 @@ class Peers:
         """The members by name: URL and weight."""
         self._urls = {name: url for name, (url, _) in members.items()}
         self._ring = Ring({name: weight for name, (_, weight) in members.items()})
+
+    def heard(self, epoch: object) -> None:
+        """A router said at which epoch the membership is. Raises TypeError."""
+        if type(epoch) is not int or epoch < 0:
+            raise TypeError("an epoch is a count")
+        self.epoch = epoch
 
     def owners(self, digest: Digest) -> list[str]:
         """URLs of the owners to ask for a shard; none where this node owns it itself, or is alone."""

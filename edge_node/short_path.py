@@ -71,12 +71,19 @@ class ShortPath:
     """What a node can answer without aiohttp: shared by its connections."""
 
     def __init__(
-        self, cache: Cache, node: str, server: str, clock: Clock, count: Callable[[Outcome, int], None]
+        self,
+        cache: Cache,
+        node: str,
+        server: str,
+        clock: Clock,
+        count: Callable[[Outcome, int], None],
+        epoch: Callable[[], int],
     ) -> None:
-        """``count`` is told of each slice that was sent: how it was had, and its bytes."""
+        """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
+        while none is known."""
         self.cache, self.count = cache, count
         self.requests = PlainRequests([HOP.lower().encode()])  # what is held is sent to a peer as to anybody
-        self._end = DatedEnd(server, clock)
+        self._end = DatedEnd(server, clock, epoch)
         self._node = node
         self._known: OrderedDict[bytes, Known] = OrderedDict()
 

@@ -12,6 +12,7 @@ size, read error) is dropped and fetched again; it costs a fill, never a wrong b
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 from collections.abc import Iterator
@@ -33,7 +34,17 @@ REST = 30.0
 """Seconds that a disk which refused a write is left alone."""
 TOUCH = 600.0
 """Seconds between two notes on disk that an entry was used: LRU order across restarts, without a write a read."""
+LARGE = 1 << 20
+"""Bytes from which on a shard in memory has pages of its own. The heap would not give them back: freed blocks of
+megabytes make the allocator keep more and more of them, once in each of its threads' arenas."""
 _HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def room(size: int) -> memoryview:
+    """Bytes to write to. Large ones cost nothing until they are written, and are given back with their last view."""
+    if size < LARGE:
+        return memoryview(bytearray(size))
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class MemoryTier:
@@ -148,8 +159,11 @@ class DiskTier:
             return None
         return file
 
-    def begin(self, digest: Digest, size: int, *, favoured: bool) -> DiskBuffer | None:
-        """Room and a temporary file for a fill; None where the disk cannot take it now."""
+    def begin(self, digest: Digest, size: int, *, favoured: bool, kept: bool = True) -> DiskBuffer | None:
+        """Room and a temporary file for a fill; None where the disk cannot take it now.
+
+        What is not ``kept`` has its room while it is read, and is no entry.
+        """
         if self._clock.monotonic() < self._rest_until or self.ledger.state(digest) is not State.ABSENT:
             return None
         victims = self.ledger.reserve(digest, size, favoured=favoured)
@@ -162,7 +176,7 @@ class DiskTier:
         self._number += 1
         path = self._root / "tmp" / f"{hex_of(digest)}.{self._number}"
         try:
-            return DiskBuffer(self, digest, path, self._path(digest))
+            return DiskBuffer(self, digest, path, self._path(digest), kept=kept)
         except OSError as error:
             self.refused(error)
             self.ledger.release(digest)
@@ -214,9 +228,10 @@ class DiskTier:
 
 
 class DiskBuffer:
-    """A fill's bytes in a temporary file; readers follow it there. ``commit`` gives it its name."""
+    """A fill's bytes in a temporary file; readers follow it there. ``settle`` names it where it is ``kept``."""
 
-    def __init__(self, tier: DiskTier, digest: Digest, path: Path, final: Path) -> None:
+    def __init__(self, tier: DiskTier, digest: Digest, path: Path, final: Path, *, kept: bool) -> None:
+        self.kept = kept
         self._tier, self._digest, self._path, self._final = tier, digest, path, final
         final.parent.mkdir(mode=0o700, exist_ok=True)
         self._file: BinaryIO = path.open("w+b", buffering=0)
@@ -238,13 +253,15 @@ class DiskBuffer:
 
     def settle(self) -> None:
         """Make the bytes durable and give them their name (blocking: for a thread). Raises OSError."""
-        os.fsync(self._file.fileno())
-        self._path.replace(self._final)
+        if self.kept:
+            os.fsync(self._file.fileno())
+            self._path.replace(self._final)
 
     def commit(self) -> None:
         """The entry is READY; it stays pinned until ``close``, for readers that are still under way."""
-        self._tier.ledger.commit(self._digest)
-        self._tier.ledger.hold(self._digest)
+        if self.kept:
+            self._tier.ledger.commit(self._digest)
+            self._tier.ledger.hold(self._digest)
 
     def discard(self) -> None:
         """Give the room back; readers may still hold the file."""
@@ -255,8 +272,10 @@ class DiskBuffer:
     def close(self, *, committed: bool) -> None:
         """Nobody reads any more."""
         self._file.close()
-        if committed:
+        if committed and self.kept:
             self._tier.ledger.unpin(self._digest)
+        elif committed:
+            self.discard()
 
 
 class MemoryBuffer:
@@ -268,7 +287,7 @@ class MemoryBuffer:
     def __init__(self, tier: MemoryTier, digest: Digest, size: int) -> None:
         self._tier, self._digest = tier, digest
         self.kept = tier.ledger.state(digest) is State.ABSENT and tier.reserve(digest, size)
-        self._view = memoryview(bytearray(size))
+        self._view = room(size)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put bytes in their place."""

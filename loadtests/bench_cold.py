@@ -17,7 +17,6 @@ Root only, for the namespaces; bounded in time, and gone at the end.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -31,12 +30,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from random import Random
 from statistics import median
 
 from rich.table import Table
 
 from loadtests import wan
+from loadtests.bodies import SHARD, Body, make_file, sha256
 from loadtests.report import console, note, processor, runtime, version
 from loadtests.services import (
     BenchmarkError,
@@ -51,14 +50,11 @@ from loadtests.services import (
     workspace,
 )
 from loadtests.wan import Link
-from origin.tensorfile import TensorEntry, make_header
 from shared.ids import parse_task_id
 from shared.paths import file_path, task_path
 
 MODEL = "bench/cold"
 FILE = "model.safetensors"
-SHARD = 8 << 20
-"""Bytes of each tensor, which is a shard."""
 SEED = 20
 PAYLOAD = (wan.MTU - 52) / wan.MTU
 """What a full packet carries: less the heads of IP and of TCP with timestamps."""
@@ -66,14 +62,6 @@ PATIENCE = 10.0
 """Seconds that a download waits for other programs' connections to give memory back."""
 QUIET = 30.0
 """Seconds that the link has to become quiet after a download."""
-
-
-@dataclass(frozen=True)
-class Body:
-    """What is downloaded."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -165,7 +153,8 @@ CONTENDERS: Mapping[str, Contender] = {"edge": by_edge, "aria2": by_aria2, "curl
 def measure(directory: Path, options: argparse.Namespace) -> tuple[list[Result], dict[str, str]]:
     """The whole benchmark, and where it ran."""
     store = str(directory / "store")
-    body = make_model(directory / "model", options.size << 20)
+    (directory / "model").mkdir()
+    body = make_file(directory / "model" / FILE, options.size << 20, SEED)
     publish(directory / "model", MODEL, store)
     results: list[Result] = []
     where: dict[str, str] = {}
@@ -185,19 +174,6 @@ def origin_of(link: Link, directory: Path, store: str) -> AbstractContextManager
     """The origin at the hub's end; it sends with the link's congestion control, not with its own favourite."""
     flags = ["--store", store, "--host", link.hub_address, "--congestion", link.congestion]
     return service("origin", directory, *flags, inside=link.hub)
-
-
-def make_model(directory: Path, size: int) -> Body:
-    """One file of random tensors, a shard each."""
-    directory.mkdir()
-    rng = Random(SEED)
-    tensors = [(f"layer.{i}", TensorEntry("", "U8", (SHARD,), 0, SHARD)) for i in range(size // SHARD)]
-    path = directory / FILE
-    with path.open("wb") as file:
-        file.write(make_header(tensors, {}))
-        for _ in tensors:
-            file.write(rng.randbytes(SHARD))
-    return Body(path.stat().st_size, sha256(path))
 
 
 def compare(link: Link, origin: Service, body: Body, directory: Path, options: argparse.Namespace) -> Result:
@@ -281,12 +257,6 @@ def ended(process: Process, limit: float) -> bool:
         return bool(select.select([file], [], [], limit)[0])
     finally:
         os.close(file)
-
-
-def sha256(path: Path) -> str:
-    """64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # The report

@@ -22,14 +22,13 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
-from urllib.parse import urlsplit
 
 from rich.table import Table
 
 from loadtests.nginx import nginx
+from loadtests.readers import get
 from loadtests.report import console, note, processor, runtime, version
 from loadtests.services import BenchmarkError, Service, publish, service, workspace
 from loadtests.wrk import NOISE, Sample, Wrk
@@ -139,17 +138,6 @@ def cells(origin: str) -> list[Cell]:
 
 
 # Asking
-
-
-def get(url: str, path: str, fields: Mapping[str, str] | None = None) -> tuple[int, Mapping[str, str], bytes]:
-    """Status, header fields (names in lower case) and body of a GET."""
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
-    try:
-        connection.request("GET", path, headers=dict(fields or {}))
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    finally:
-        connection.close()
 
 
 def check(target: Service, cell: Cell) -> str:

@@ -23,6 +23,7 @@ delete``. Root only: for the namespaces, and for /dev/net/tun.
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import gc
 import json
@@ -295,7 +296,11 @@ class Way:
     def give(self, now: float) -> None:
         """Write what has arrived."""
         while self._under_way and self._under_way[0][0] <= now:
-            os.write(self._target, self._under_way.popleft()[1])
+            try:
+                os.write(self._target, self._under_way.popleft()[1])
+            except OSError as error:
+                if error.errno != errno.EIO:  # that is a device which was set down: what comes meanwhile is lost
+                    raise
 
 
 def forward(ways: Sequence[Way], devices: Sequence[int]) -> None:

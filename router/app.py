@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -18,13 +20,16 @@ from aiohttp import web
 from multidict import CIMultiDict
 from structlog.typing import FilteringBoundLogger
 
+from router.admission import Admission
 from router.config import RouterSettings
+from router.enrolment_file import EnrolmentFile
 from router.explain import Route, add_explain_routes
 from router.geoip import open_geoip
 from router.location import Found, Regions
 from router.probe import Prober
 from router.redirect import fields_of, links_to
 from router.registry import Registry
+from router.remembered import FILE
 from router.selection import Selection
 from router.short_path import ShortConnection, ShortPath
 from shared import codec, plan, representation
@@ -32,14 +37,16 @@ from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, evaluate
 from shared.digest import Digest, hex_of
+from shared.enrolment import SIGNATURE_FIELD
 from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamError
 from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.nearness import Nearness
-from shared.node import Node, State, parse_node, parse_state
+from shared.node import Node, State
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
+from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
@@ -62,7 +69,10 @@ class RouterTier:
         *,
         origins: list[str],
         count: int,
+        membership: Callable[[], str],
     ) -> None:
+        """``membership`` says who may join, for people."""
+        self._membership = membership
         self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
         self._origins, self._count = origins, count
 
@@ -96,6 +106,10 @@ class RouterTier:
         """Where a client is. Raises RequestError (``bad_region``)."""
         said = request.query.get("region") or request.headers.get("Nearshard-Region")
         return self._regions.find(said, request.remote, request.headers.getall("X-Forwarded-For", ()))
+
+    def view(self, request: web.Request, count: int) -> View:
+        """What a client needs to choose by itself."""
+        return self._selection.view(self.find(request).region, self._origins, count)
 
     def _bases(self, choices: Sequence[Choice]) -> list[str]:
         """Base URLs of nodes and then of the origins. Raises UpstreamError (``no_nodes``) rather than give none."""
@@ -155,6 +169,7 @@ class RouterTier:
             "service": "router",
             "epoch": snapshot.epoch,
             "degraded": self._registry.degraded,
+            "membership": self._membership(),
             "nodes": self._selection.nodes(),
         }
 
@@ -193,26 +208,45 @@ class Published:
             self._log.info("a node was not told of a publish", node=node.id, reason=str(error))
 
 
-def add_membership_routes(app: web.Application, registry: Registry, ttl: float) -> None:
-    """``PUT /nodes/<id>``: a heartbeat. ``DELETE``: the node leaves. ``GET /ring``: the members."""
+def add_membership_routes(
+    app: web.Application, registry: Registry, admission: Admission, metrics: Metrics, ttl: float, tier: RouterTier
+) -> None:
+    """``PUT /nodes/<id>``: a heartbeat. ``DELETE``: the node leaves. ``GET /ring``: the members; those of a region for
+    a node of it (``?region=R``); about so many near a client, with what it needs to route by itself (``?near=N``)."""
 
     async def put(request: web.Request) -> web.Response:
         request[KIND] = "heartbeat"
         if request.content_type != "application/json":
             raise RequestError(code="unsupported_type")
-        record = codec.decode_json(await read_body(request))
-        registry.heartbeat(parse_node(_node_id(request), record), parse_state(record))
-        return web.json_response({"epoch": registry.snapshot.epoch, "ttl": ttl})
+        body, signature = await read_body(request), request.headers.get(SIGNATURE_FIELD)
+        with counted():
+            told = admission.heartbeat(_node_id(request), body, signature, request.remote)
+        registry.heartbeat(told)
+        return web.json_response({"epoch": registry.snapshot.epoch, "ttl": ttl, "nonce": admission.nonce()})
 
     async def delete(request: web.Request) -> web.Response:
         request[KIND] = "leave"
-        if not registry.leave(_node_id(request)):
+        body, signature = await read_body(request), request.headers.get(SIGNATURE_FIELD)
+        with counted():
+            leave = admission.leave(_node_id(request), body, signature, request.remote)
+        if not registry.leave(leave):
             raise NotFound(code="unknown_node")
         return web.Response(status=204)
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        try:
+            yield
+        except RequestError as error:
+            if error.error_code != "stale_nonce":  # a node that starts cannot have one
+                metrics.refused_members.labels("heartbeat", error.error_code).inc()
+            raise
 
     async def ring(request: web.Request) -> web.Response:
         """The members of a region (of all without one) at one epoch: everyone who has it has the same ring."""
         request[KIND] = "ring"
+        if "near" in request.query:
+            return _view(request, tier)
         region = request.query.get("region")
         if region is not None:
             parse_name(region, "a region")
@@ -231,6 +265,16 @@ def add_membership_routes(app: web.Application, registry: Registry, ttl: float) 
     app.router.add_delete("/nodes/{node}", delete)
 
 
+def _view(request: web.Request, tier: RouterTier) -> web.Response:
+    """The ring as the client that asks needs it (``shared.view``). Raises RequestError."""
+    text = request.query["near"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_NEAR):
+        raise RequestError(f"near is 1 to {MAX_NEAR}")
+    body = codec.encode_json(tier.view(request, int(text)).record())
+    etag = hashlib.sha256(body).hexdigest()
+    return document(request, body, "application/json", etag, "private, no-cache", {"Vary": "Nearshard-Region"})
+
+
 def _node_id(request: web.Request) -> str:
     try:
         return parse_name(request.match_info["node"])
@@ -241,13 +285,29 @@ def _node_id(request: web.Request) -> str:
 def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
     """A router, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
+    rng = random.Random()  # noqa: S311 - jitter, not secrets
     sessions = Sessions()
+    enrolment = EnrolmentFile(settings.enrolled, log) if settings.enrolled else None
+    admission = Admission(enrolment.nodes if enrolment else None, clock.monotonic, lambda: secrets.token_hex(16))
     try:
-        registry = Registry.connect(settings.redis, settings.redis_prefix, settings.ttl, clock, metrics, log)
+        registry = Registry(
+            admission,
+            settings.ttl,
+            clock,
+            rng,
+            metrics,
+            log,
+            redis=settings.redis,
+            prefix=settings.redis_prefix,
+            file=settings.data / FILE if settings.data else None,
+            enrolment=enrolment,
+        )
     except ValueError as error:
         raise ConfigError(f"router.redis: {error}") from error
     if not settings.redis:
         log.info("no Redis: the membership is in this process alone")
+    if enrolment is None:
+        log.warning("membership: open on loopback; anything on this machine may join, as no enrolment file is set")
     catalog = Catalog(sessions, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(
@@ -259,16 +319,41 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         nearness=nearness,
     )
     selection = Selection(registry, nearness, clock, metrics, log)
-    rng = random.Random()  # noqa: S311 - jitter, not secrets
     prober = Prober(sessions.direct, registry, selection, settings.probe, clock, rng)
     published = Published(sessions.direct, registry, catalog, log)
-    tier = RouterTier(registry, catalog, regions, selection, origins=settings.origin, count=settings.candidates)
-    short_path = ShortPath(
-        catalog, regions, selection, clock, metrics, origins=settings.origin, count=settings.candidates, server=SERVER
+
+    def membership() -> str:
+        trouble = enrolment.trouble if enrolment else ""
+        return f"{admission.mode}; {trouble}" if trouble else admission.mode
+
+    tier = RouterTier(
+        registry,
+        catalog,
+        regions,
+        selection,
+        origins=settings.origin,
+        count=settings.candidates,
+        membership=membership,
     )
 
+    short_path = ShortPath(
+        catalog,
+        regions,
+        selection,
+        clock,
+        metrics,
+        origins=settings.origin,
+        count=settings.candidates,
+        server=SERVER,
+        epoch=lambda: registry.snapshot.epoch,
+    )
+
+    async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
+        if registry.snapshot.epoch:
+            response.headers[EPOCH] = str(registry.snapshot.epoch)
+
     async def live(_: web.Application) -> AsyncIterator[None]:
-        registry.start()
+        await registry.start()
         selection.start()
         prober.start()
         yield
@@ -282,8 +367,9 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     app = make_app(SERVER, clock, metrics, log)
     app[CONNECTION] = lambda *server, **options: ShortConnection(short_path, *server, **options)
     app.cleanup_ctx.append(live)
-    add_routes(app, tier, metrics)
-    add_membership_routes(app, registry, settings.ttl)
+    app.on_response_prepare.append(tell_epoch)
+    add_routes(app, tier, metrics, degraded=lambda: registry.degraded)
+    add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
     add_explain_routes(app, tier.locate, tier.find, selection)
     add_announce_route(app, published.heard)
     return app

@@ -50,9 +50,17 @@ class RouterSettings(ServiceSettings):
         description="Origins: for manifests, and where no node is left.",
     )
     redis: str = Field(
-        "", description="URL of the Redis or Valkey that routers share; without it membership is in memory."
+        "",
+        description="The Redis or Valkey that routers share, as redis://, rediss://, redis+sentinel://h1,h2/master/db"
+        " or redis+cluster://h1,h2; without it membership is in memory.",
     )
-    redis_prefix: str = Field("nearshard:", description="What every key in Redis begins with.")
+    redis_prefix: str = Field(
+        "nearshard:", pattern=r"^[A-Za-z0-9:._-]+$", description="What every key in Redis begins with, in braces."
+    )
+    enrolled: Path | None = Field(
+        None, description="File of the nodes that may join; without it, any on loopback may (for development)."
+    )
+    data: Path | None = Field(None, description="Directory where the members are kept for a restart without Redis.")
     ttl: float = Field(6.0, gt=0, le=300, description="Seconds without a heartbeat after which a node is out.")
     default_region: Name = Field("default", description="Region of a client that nothing else tells of.")
     networks: dict[Cidr, Name] = Field(

@@ -1,48 +1,47 @@
 """Who is a member: heartbeats to this router, and what other routers wrote to Redis.
 
-    <prefix>node:<id>     JSON record of a node; expires TTL after its last heartbeat
-    <prefix>epoch         counts changes of the membership
-
-Redis is never on a request's path: heartbeats and requests use what is in memory, and one background task
-exchanges it with Redis, each call under its own deadline. While Redis is away the router goes on with its own
-heartbeats and with what it last read of others, and says ``degraded``.
+Redis is never on a request's path: heartbeats and requests use what is in memory (``router/members.py``), and one
+background task exchanges it with Redis (``router/exchange.py``), once a second, and early where something changed.
+Nothing is taken from Redis, nor from the file that outlasts a restart, that the node has not signed
+(``router/admission.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+import random
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from structlog.typing import FilteringBoundLogger
 
+from router.admission import Admission
+from router.enrolment_file import EnrolmentFile
+from router.exchange import Reply, from_record
+from router.members import BEFORE, Members
+from router.redis_client import SharedRedis, parse_redis_url
+from router.remembered import read_members, write_members
 from shared.clock import Clock
-from shared.codec import decode_json, encode_json
-from shared.errors import DecodeError, RequestError
+from shared.enrolment import Leave, Told
+from shared.errors import DiskError, RequestError, UpstreamError
 from shared.metrics import Metrics
-from shared.node import Node, State, parse_node, parse_state
+from shared.node import State
 from shared.routing import Snapshot
 
 EXCHANGE = 1.0
-"""Seconds between two exchanges with Redis."""
-DEADLINE = 0.5
-"""Seconds that one call to Redis may take: the library's own default is over 25 when Redis is frozen."""
+"""Seconds between two exchanges with Redis, give or take a tenth."""
+BREATH = 0.02
+"""Seconds between two exchanges at least."""
 REMEMBER = 900.0
-"""Seconds that members known only from Redis are kept while it is away."""
-MAX_RECORD = 4096
-
-
-@dataclass
-class _Member:
-    node: Node
-    until: float
-    state: State
-    joined: float = 0.0
+"""Seconds that members known only from Redis, or from the file, are kept while it is away."""
+CHECKED = 20
+"""Signatures that are checked before others have a turn."""
+SAVING = 2.0
+"""Seconds between two writes of the file."""
+SHARE = 10
+"""A rebuild that took a second is not repeated for so many: many nodes join at once where a site comes back."""
+MAX_PAGES = 1000
 
 
 class Registry:
@@ -50,215 +49,229 @@ class Registry:
 
     def __init__(
         self,
-        redis: Redis | None,
-        prefix: str,
+        admission: Admission,
         ttl: float,
         clock: Clock,
+        rng: random.Random,
         metrics: Metrics,
         log: FilteringBoundLogger,
+        *,
+        redis: str = "",
+        prefix: str = "nearshard:",
+        file: Path | None = None,
+        enrolment: EnrolmentFile | None = None,
     ) -> None:
-        self._redis, self._prefix, self._ttl = redis, prefix, ttl
-        self._clock, self._metrics, self._log = clock, metrics, log
-        self._heard: dict[str, _Member] = {}
-        """Nodes by their heartbeats to this router."""
-        self._read: dict[str, _Member] = {}
-        """Nodes as Redis had them last."""
-        self._to_write: dict[str, _Member | None] = {}
-        """Heartbeats (or None: it left) that Redis has not been told of."""
-        self._epoch = 0
-        self._changed = False
-        self._closing = False
+        """``redis``: URL, or empty for none; ``file``: where members outlast a restart; ``enrolment``: what the
+        admission goes by. Does not wait for Redis. Raises ValueError for a URL that is none."""
+        self._admission, self._enrolment = admission, enrolment
+        self._clock, self._random, self._metrics, self._log = clock, rng, metrics, log
+        self._members = Members(ttl)
         self._wake = asyncio.Event()
+        self._redis = SharedRedis(parse_redis_url(redis), prefix, self._wake.set) if redis else None
+        self._away_since = clock.monotonic()
+        self.degraded = "Redis has not been reached yet" if redis else ""
+        """Why this router is on its own; empty while all is well, and where it is meant to be alone."""
+        self._file, self._saved, self._saved_at = file, 0, BEFORE
+        self._rebuilt_at, self._rebuild_cost = BEFORE, 0.0
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self.degraded = ""
-        """Why this router is on its own; empty while all is well."""
-        self.snapshot = Snapshot([], 0)
-        self.states: dict[str, State] = {}
-        """How the members do, as they told last."""
 
-    @classmethod
-    def connect(
-        cls, url: str, prefix: str, ttl: float, clock: Clock, metrics: Metrics, log: FilteringBoundLogger
-    ) -> Registry:
-        """With the Redis at ``url``; without one where it is empty. Does not wait for it. Raises ValueError."""
-        redis = None
-        if url:
-            redis = Redis.from_url(
-                url,
-                socket_timeout=DEADLINE,
-                socket_connect_timeout=DEADLINE,
-                retry=Retry(NoBackoff(), 0),
-                max_connections=16,
-            )
-        return cls(redis, prefix, ttl, clock, metrics, log)
+    def __repr__(self) -> str:
+        return f"<Registry {self._members!r}: {self.degraded or 'well'}>"
 
-    # Heartbeats
+    @property
+    def snapshot(self) -> Snapshot:
+        """The members at one epoch."""
+        return self._members.snapshot
 
-    def heartbeat(self, node: Node, state: State | None = None) -> None:
-        """A node is there."""
-        now = self._clock.monotonic()
-        known = self._heard.get(node.id) or self._read.get(node.id)
-        state = state or State()
-        heard = _Member(node, now + self._ttl, state, known.joined if known else now)
-        self._heard[node.id] = self._to_write[node.id] = heard
-        if known is None or known.node != node:
-            self._log.info("node joined", node=node.id, region=node.region, url=node.url)
-            self._rebuild()
-            self._wake.set()
-        elif known.state.draining != state.draining:
-            self._log.info("node is draining" if state.draining else "node is back from draining", node=node.id)
-            self._rebuild()
-            self._wake.set()
-        else:
-            self.states[node.id] = state
+    @property
+    def states(self) -> Mapping[str, State]:
+        """How each member does, as it told last."""
+        return self._members.states
 
     def joined_at(self, node: str) -> float:
-        """When a node (re)joined, as far as this router knows: seconds of the clock's ``monotonic``."""
-        member = self._heard.get(node) or self._read.get(node)
-        return member.joined if member else 0.0
+        """When a member joined, or started anew: seconds of the monotonic clock; minus infinity for one that was
+        there before this router knew, and for one that is not there."""
+        return self._members.joined.get(node, BEFORE)
 
-    def leave(self, node: str) -> bool:
-        """A node goes. Gives whether it was known."""
-        known = self._heard.pop(node, None) or self._read.pop(node, None)
-        self._read.pop(node, None)
-        if known:
-            self._log.info("node left", node=node)
-            self._to_write[node] = None
-            self._rebuild()
+    def heartbeat(self, told: Told) -> None:
+        """A node is there. ``told`` has passed the admission."""
+        if self._members.heard(told, self._clock.monotonic()):
+            # Now; with the next round where rebuilding would else be all that is done.
+            if self._clock.monotonic() - self._rebuilt_at >= SHARE * self._rebuild_cost:
+                self._rebuild()
             self._wake.set()
-        return known is not None
 
-    def expire(self) -> None:
-        """Drop nodes that were not heard in time."""
-        now = self._clock.monotonic()
-        for table in (self._heard, self._read):
-            for node in [node for node, member in table.items() if member.until <= now]:
-                del table[node]
-                self._read.pop(node, None)  # what Redis said of it is as old; the next exchange knows better
+    def leave(self, leave: Leave) -> bool:
+        """A node goes. Gives whether it was known."""
+        if self._members.get(leave.node) is None:
+            return False
+        self._members.left(leave)
         self._rebuild()
+        self._wake.set()
+        return True
 
-    def _rebuild(self) -> None:
-        """A new snapshot where the members are not those of the current one."""
-        found = {**self._read, **self._heard}
-        members = {node: member.node for node, member in found.items()}
-        before, self.states = self.states, {node: member.state for node, member in found.items()}
-        drained = {node for node, state in before.items() if state.draining}
-        if drained != {node for node, state in self.states.items() if state.draining}:
-            self._changed = True  # those who keep a ring of a region leave it out, so they must hear of it
-            self._epoch += 1
-        elif members == dict(self.snapshot.nodes):
+    def _rebuild(self, epoch: int = 0) -> None:
+        """Bring the snapshot up to date, and note how long that took."""
+        former, started = self.snapshot, self._clock.monotonic()
+        self._members.rebuild(started, epoch)
+        self._say_changes(former)
+        if self.snapshot is not former:
+            self._rebuilt_at = self._clock.monotonic()
+            self._rebuild_cost = self._rebuilt_at - started
+
+    def _say_changes(self, former: Snapshot) -> None:
+        current = self.snapshot
+        if current.nodes == former.nodes:
             return
-        else:
-            self._changed = True
-            self._epoch += 1
-        for gone in self.snapshot.nodes.keys() - members.keys():
+        for node in current.nodes.values():
+            if former.nodes.get(node.id) != node:
+                self._log.info("node joined", node=node.id, region=node.region, url=node.url)
+        for gone in former.nodes.keys() - current.nodes.keys():
             self._log.info("node out", node=gone)
-        regions = set(self.snapshot.rings)
-        self.snapshot = Snapshot(members.values(), self._epoch, self.snapshot)
-        for region in regions | set(self.snapshot.rings):
-            ring = self.snapshot.rings.get(region)
+        for region in former.rings.keys() | current.rings.keys():
+            ring = current.rings.get(region)
             self._metrics.nodes.labels(region).set(len(ring.members) if ring else 0)
 
-    # Redis
+    # The task
 
-    def start(self) -> None:
-        """Begin to expire members, and to exchange them with Redis."""
+    async def start(self) -> None:
+        """Take up what was known before a restart, begin to expire members, and to exchange them with Redis."""
+        if self._file:
+            await self._remember(self._file)
         self._task = asyncio.create_task(self._run(), name="membership")
 
     async def close(self) -> None:
-        """Stop. A call to Redis that times out just as it is cancelled takes the cancellation for its own, so the
-        task is told to end in words as well."""
+        """Stop. A call to Redis may take our cancellation for its own time-out, so the task is told in words too."""
         self._closing = True
         if self._task:
             self._task.cancel()
-            await asyncio.wait([self._task], timeout=8 * DEADLINE)
-        if self._redis is not None:
-            with suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(DEADLINE):
-                    await self._redis.aclose()
+            await asyncio.wait([self._task], timeout=4.0)
+        if self._redis:
+            await self._redis.close()
+        await self._save()
 
     async def _run(self) -> None:
         while not self._closing:
-            self.expire()
-            if self._redis is not None:
-                await self._exchange_safely(self._redis)
+            self._wake.clear()
             try:
-                async with asyncio.timeout(EXCHANGE):
+                await self._round()
+            except Exception as error:  # noqa: BLE001 - a mistake in one round must not end membership for good
+                self._log.error("a round of the membership failed", exc_info=error)
+            await self._clock.sleep(max(BREATH, SHARE * self._rebuild_cost if self._members.behind else 0))
+            try:
+                async with asyncio.timeout(EXCHANGE * (0.9 + 0.2 * self._random.random()) - BREATH):
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            self._wake.clear()
 
-    async def _exchange_safely(self, redis: Redis) -> None:
+    async def _round(self) -> None:
+        await self._follow_enrolment()
+        self._members.expire(self._clock.monotonic(), alone=self._redis is None or bool(self.degraded))
+        self._rebuild()
+        if self._redis:
+            await self._exchange_safely(self._redis)
+        if self._clock.monotonic() - self._saved_at >= SAVING:
+            await self._save()
+
+    async def _follow_enrolment(self) -> None:
+        """Where the enrolment changed, check all members anew; and read all of Redis again, as nodes may be
+        enrolled now that were not."""
+        if self._enrolment is None or not await self._enrolment.changed():
+            return
+        self._admission.enrolled = self._enrolment.nodes
+        for told in self._members.all().values():
+            if not self._is_proven(told, "enrolment"):
+                self._members.drop(told.node.id)
+        self._members.begin_listing()
+
+    def _is_proven(self, told: Told, source: str) -> bool:
         try:
-            async with asyncio.timeout(4 * DEADLINE):
-                await self._exchange(redis)
-        except (RedisError, OSError, TimeoutError) as error:
+            self._admission.check(told)
+        except RequestError as error:
+            self._say_refused(source, told.node.id, error)
+            return False
+        return True
+
+    def _say_refused(self, source: str, node: str, error: RequestError) -> None:
+        self._metrics.refused_members.labels(source, error.error_code).inc()
+        self._log.warning("refused a member", source=source, node=node[:64], reason=str(error))
+
+    # Redis
+
+    async def _exchange_safely(self, redis: SharedRedis) -> None:
+        try:
+            await self._exchange(redis)
+        except UpstreamError as error:
             now = self._clock.monotonic()
             if not self.degraded:
-                self._log.warning("Redis is away; going on alone", reason=f"{type(error).__name__}: {error}")
-                for member in self._read.values():
-                    member.until = now + REMEMBER
-            self.degraded = f"Redis is away: {type(error).__name__}"
+                self._away_since = now
+            if not self.degraded.startswith("Redis is away"):
+                self._log.warning("Redis is away; going on alone", reason=f"{error}: {error.__cause__}"[:200])
+            self.degraded = f"Redis is away: {error}"
             self._metrics.degraded.set(1)
+            self._members.begin_listing()  # it may come back emptied, or be another server
+            if now - self._away_since > REMEMBER:
+                self._members.forget_read()
             return
         if self.degraded:
-            self._log.info("Redis is back")
+            self._log.info("Redis is in use")
         self.degraded = ""
         self._metrics.degraded.set(0)
 
-    async def _exchange(self, redis: Redis) -> None:
-        """Tell Redis of our heartbeats, then take what it has. Raises RedisError, OSError, TimeoutError."""
-        telling, self._to_write = self._to_write, {}
-        try:
-            if telling or self._changed:
-                async with redis.pipeline(transaction=False) as pipe:
-                    for node, record in telling.items():
-                        if record is None:
-                            pipe.delete(self._key(node))
-                        else:
-                            body = encode_json(record.node.record() | record.state.record())
-                            pipe.set(self._key(node), body, px=self._left(node))
-                    if self._changed:
-                        pipe.incr(f"{self._prefix}epoch")
-                    await pipe.execute()
-                self._changed = False
-        except BaseException:
-            self._to_write = {**telling, **self._to_write}
-            raise
-        keys = [key async for key in redis.scan_iter(match=f"{self._prefix}node:*", count=1000)]
-        values: list[Any] = await redis.mget([f"{self._prefix}epoch", *keys])
-        self._take(keys, values[1:])
-        seen: bytes = values[0] or b"0"
-        if seen.isdigit():
-            self._epoch = max(self._epoch, int(seen))  # only grows, also when Redis was emptied
+    async def _exchange(self, redis: SharedRedis) -> None:
+        """Take what is new in Redis, then tell it what we heard. Raises UpstreamError."""
+        for _ in range(MAX_PAGES):
+            ask = self._members.ask(self._clock.monotonic(), secrets.token_hex(8))
+            reply = await redis.exchange(ask)
+            self._members.answered(ask, reply, self._clock.monotonic())
+            await self._take(reply)
+            former = self.snapshot
+            self._members.done(ask, reply, self._clock.monotonic())
+            self._say_changes(former)
+            if not reply.more:
+                self._rebuild(reply.epoch)
+            if reply.fresh:
+                return
+        raise UpstreamError("Redis does not come to an end")
 
-    def _take(self, keys: list[bytes], values: list[bytes | None]) -> None:
-        until = self._clock.monotonic() + self._ttl
-        read: dict[str, _Member] = {}
-        start = len(self._key(""))
-        for key, value in zip(keys, values, strict=True):
-            if value is None:
-                continue  # expired since the scan
-            try:
-                if len(value) > MAX_RECORD:
-                    raise RequestError("too large", code="bad_node")
-                record = decode_json(value)
-                node, state = parse_node(key.decode()[start:], record), parse_state(record)
-            except (RequestError, DecodeError, UnicodeDecodeError) as error:
-                self._metrics.refused_members.inc()
-                self._log.warning("refused a member from Redis", reason=str(error))
+    async def _take(self, reply: Reply) -> None:
+        for number, (name, record) in enumerate(reply.page, 1):
+            node = name.decode(errors="replace")
+            if not record:
+                self._members.gone(node)
                 continue
-            if self._to_write.get(node.id, node) is not None:  # not one that has just left
-                known = self._read.get(node.id) or self._heard.get(node.id)
-                read[node.id] = _Member(node, until, state, known.joined if known else self._clock.monotonic())
-        self._read = read
-        self._rebuild()
+            try:
+                told = from_record(name, record)
+                self._admission.check(told)
+            except RequestError as error:
+                self._say_refused("redis", node, error)
+                if self._members.refuse(node, self._clock.monotonic()):
+                    self._wake.set()
+                continue
+            self._members.take(told, self._clock.monotonic())
+            if number % CHECKED == 0:
+                await asyncio.sleep(0)
 
-    def _left(self, node: str) -> int:
-        """Milliseconds until a node that we heard is out: as long as its entry in Redis is to last."""
-        member = self._heard.get(node)
-        return max(1, int((member.until - self._clock.monotonic()) * 1000)) if member else 1
+    # The file
 
-    def _key(self, node: str) -> str:
-        return f"{self._prefix}node:{node}"
+    async def _remember(self, file: Path) -> None:
+        try:
+            epoch, members = await asyncio.to_thread(read_members, file)
+        except DiskError as error:
+            self._log.warning("the members of before the restart cannot be read", reason=str(error))
+            return
+        proven = [told for told in members if self._is_proven(told, "file")]
+        now = self._clock.monotonic()
+        self._members.remember(proven, now + (REMEMBER if self._redis else self._members.ttl))
+        self._rebuild(epoch)
+
+    async def _save(self) -> None:
+        epoch = self.snapshot.epoch
+        if self._file is None or self._saved == epoch:
+            return
+        self._saved, self._saved_at = epoch, self._clock.monotonic()
+        try:
+            await asyncio.to_thread(write_members, self._file, epoch, self._members.all().values())
+        except DiskError as error:
+            self._log.warning("the members cannot be kept for a restart", reason=str(error))

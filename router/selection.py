@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -17,6 +18,7 @@ from shared.metrics import Metrics
 from shared.nearness import Nearness
 from shared.node import State
 from shared.routing import Choice, Routing
+from shared.view import View, near
 
 REFRESH = 0.5
 """Seconds between two looks at what nodes told of themselves; a change of members is taken at once."""
@@ -91,6 +93,13 @@ class Selection:
         for (region, verdict), count in self._sent.items():
             self._metrics.redirects.labels(region, verdict).inc(count)
         self._sent.clear()
+
+    def view(self, region: str, origins: Sequence[str], count: int) -> View:
+        """What a client in ``region`` needs to choose by itself, of about ``count`` nodes."""
+        if self._routing.snapshot is not self._registry.snapshot:
+            self.refresh()
+        order = self._routing.nearest(region, self._clock.monotonic())
+        return near(self._routing.snapshot, region, order, self._routing.passed_over(), origins, count)
 
     # Evidence
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiohttp import web
@@ -104,11 +104,12 @@ class ShortPath:
         origins: list[str],
         count: int,
         server: str,
+        epoch: Callable[[], int],
     ) -> None:
         self.requests = PlainRequests(_HARMLESS)
         self._catalog, self._regions, self._selection = catalog, regions, selection
         self._origins, self._count = origins, count
-        self._end = DatedEnd(server, clock)
+        self._end = DatedEnd(server, clock, epoch)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._urls: dict[str, bytes] = {}
         """Base URLs of nodes as they are sent."""

@@ -54,7 +54,10 @@ class Metrics:
             "nearshard_nodes", "Nodes that a router knows, by region.", ["region"], registry=self.registry
         )
         self.refused_members = Counter(
-            "nearshard_refused_members", "Entries of Redis that are no acceptable node record.", registry=self.registry
+            "nearshard_refused_members",
+            "Heartbeats and records of nodes that were refused, by where they came from and code.",
+            ["source", "code"],
+            registry=self.registry,
         )
         self.redirects = Counter(
             "nearshard_redirects",

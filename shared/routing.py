@@ -303,7 +303,24 @@ class Routing:
 
     def order(self, region: str) -> list[Away]:
         """The regions as seen from one of them, nearest first."""
-        return self._nearness.order(region, self.snapshot.rings, self._measured)
+        return self._nearness.order(self._known(region), self.snapshot.rings, self._measured)
+
+    def nearest(self, region: str, now: float) -> list[str]:
+        """Their names, as choices go through them."""
+        return [near.name for near in self._order(region, now)]
+
+    def passed_over(self) -> Mapping[Verdict, Set[str]]:
+        """The nodes that come after all others, whatever the key, by why they do."""
+        found: dict[Verdict, set[str]] = {Verdict.DRAINING: set(), Verdict.EJECTED: set()}
+        for region in self._regions.values():
+            for member in region.members if region.passed else ():
+                if member.passed:
+                    found[member.taken.verdict].add(member.taken.node.id)
+        return found
+
+    def _known(self, region: str) -> str:
+        """Clients may name any region: those of which nothing is known are all the same."""
+        return region if region in self._regions or region in self._nearness.named else ""
 
     def _measured(self, region: str) -> list[Mapping[str, float]]:
         """Round trips that the nodes of a region told of."""
@@ -312,8 +329,7 @@ class Routing:
         return [state.rtt for state in states if state is not None and state.rtt]
 
     def _order(self, region: str, now: float) -> list[_Region]:
-        if region not in self._regions and region not in self._nearness.named:
-            region = ""  # clients may name any region: those of which nothing is known are all the same
+        region = self._known(region)
         kept = self._orders.get(region)
         if kept is not None and now < kept[0]:
             return kept[1]

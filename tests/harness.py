@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +79,8 @@ class Service:
     url: str = ""
     process: subprocess.Popen[bytes] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    within: Sequence[str] = ()
+    """Words before its command: another place to run in."""
 
     @property
     def port(self) -> int:
@@ -96,7 +98,7 @@ class Service:
         self.ready_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", self.module, *self.args,
+                [*self.within, sys.executable, "-W", "error", "-m", self.module, *self.args,
                  "--port", str(self.port if self.url else 0), "--ready-file", str(self.ready_file)],
                 stdout=log, stderr=log, env={**os.environ, **self.env},
             )  # fmt: skip
@@ -146,12 +148,13 @@ class Lab:
         self.store = folder / "store"
         self._services: list[Service] = []
 
-    def service(self, module: str, *args: str, name: str = "", **env: str) -> Service:
-        """Start a service."""
+    def service(
+        self, module: str, *args: str, name: str = "", url: str = "", within: Sequence[str] = (), **env: str
+    ) -> Service:
+        """Start a service; at ``url``, where others know it before it is there, otherwise on a free port."""
         name = name or f"{module}-{len(self._services)}"
-        service = Service(
-            module, [*args, "--log-level", "debug"], self.folder / f"{name}.ready", self.folder / f"{name}.log", env=env
-        )
+        words, ready = [*args, "--log-level", "debug"], self.folder / f"{name}.ready"
+        service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
         self._services.append(service)
         return service.start()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 
 from shared.clock import Clock
+from shared.view import EPOCH
 from shared.web.server import Connection
 
 MAX_REQUEST = 4096
@@ -109,18 +110,20 @@ class PlainRequests:
 
 
 class DatedEnd:
-    """The end of the heads of all answers: the date, which is the same for a second, and the server's name."""
+    """The end of the heads of all answers: the date, which is the same for a second, the server's name, and the epoch
+    of the membership where it is known."""
 
-    def __init__(self, server: str, clock: Clock) -> None:
-        self._clock = clock
-        self._end = f"\r\nServer: {server}\r\n\r\n".encode()
-        self._until, self._dated = 0, b""
+    def __init__(self, server: str, clock: Clock, epoch: Callable[[], int]) -> None:
+        self._server, self._clock, self._epoch = server, clock, epoch
+        self._until, self._told, self._dated = 0, 0, b""
 
     def now(self) -> bytes:
         """What comes after ``Date: ``, and the empty line."""
-        now = self._clock.time()
-        if not self._until - 1 <= now < self._until:
-            self._until, self._dated = int(now) + 1, rfc822_formatted_time().encode() + self._end
+        now, epoch = self._clock.time(), self._epoch()
+        if epoch != self._told or not self._until - 1 <= now < self._until:
+            lines = [rfc822_formatted_time(), f"Server: {self._server}"]
+            lines += [f"{EPOCH}: {epoch}"] if epoch else []
+            self._until, self._told, self._dated = int(now) + 1, epoch, "\r\n".join([*lines, "", ""]).encode()
         return self._dated
 
 

@@ -96,8 +96,9 @@ class Tier(Protocol):
         ...
 
 
-def add_routes(app: web.Application, tier: Tier, metrics: Metrics) -> None:
-    """The read paths and the paths for operators, answered by ``tier``."""
+def add_routes(app: web.Application, tier: Tier, metrics: Metrics, *, degraded: Callable[[], str] = lambda: "") -> None:
+    """The read paths and the paths for operators, answered by ``tier``. ``degraded``: what it does without, while
+    it serves."""
 
     async def read(request: web.Request) -> web.StreamResponse:
         path = parse_path(request.rel_url.raw_path)
@@ -110,6 +111,8 @@ def add_routes(app: web.Application, tier: Tier, metrics: Metrics) -> None:
     async def readyz(_: web.Request) -> web.Response:
         reason = tier.not_ready()
         state = {"status": "not ready", "reason": reason} if reason else {"status": "ready"}
+        if without := degraded():
+            state["degraded"] = without
         return web.json_response(state, status=503 if reason else 200, headers=_PRIVATE)
 
     async def status(_: web.Request) -> web.Response:

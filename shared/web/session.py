@@ -22,10 +22,17 @@ from shared import codec
 from shared.clock import SystemClock
 from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
 from shared.ids import parse_name
+from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
-"""Seconds to connect, until the head of an answer, and between two reads."""
+"""Seconds to connect, until the head of an answer, and between two reads of a node."""
+CLIENT_IDLE = 5.0
+"""Seconds between two reads of a client. A node that finds its source stalled helps all its readers by waiting for the
+one it has; a client's node may be the one that stands still, and the client has others to go on with."""
+BUFFER = 1 << 16
+"""Bytes that a body may be ahead of its reader, about: twice that, and one read of the event loop (256 KB), for each
+of dozens of streams. More is no faster, and keeps the loop from its other clients for longer at a time."""
 SLOW_FOR, SLOW_RATE = 10.0, 10_000
 """A body that brings fewer than SLOW_RATE bytes a second for SLOW_FOR seconds is left for another source; several from
 one source share that rate."""
@@ -34,11 +41,13 @@ SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
-def make_session(proxy: str | None = None, resolver: AheadResolver | None = None) -> aiohttp.ClientSession:
+def make_session(
+    proxy: str | None = None, resolver: AheadResolver | None = None, *, idle: float = CLIENT_IDLE
+) -> aiohttp.ClientSession:
     """A session; close it at the end. Callers bound how much they ask for at once.
 
     ``proxy``: ``http://``, ``socks5://`` or ``socks5h://``, for all requests of the session. ``resolver``: one of
-    its own by default.
+    its own by default. ``idle``: seconds between two reads.
     """
     connector: aiohttp.BaseConnector
     if proxy and proxy.startswith("socks"):
@@ -50,18 +59,22 @@ def make_session(proxy: str | None = None, resolver: AheadResolver | None = None
     return aiohttp.ClientSession(
         connector=connector,
         proxy=proxy,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=IDLE),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=idle),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
         headers={"Accept-Encoding": "identity", "User-Agent": "nearshard"},
         raise_for_status=False,
-        read_bufsize=1 << 18,
+        read_bufsize=BUFFER,
     )
 
 
 class NoRanges(UpstreamError):
     """A source that sends the whole shard where a part was asked for."""
+
+
+class Answered(UpstreamError):
+    """A source that is there, and answered with an error: its own trouble, or that of its sources."""
 
 
 class Sessions:
@@ -70,8 +83,8 @@ class Sessions:
     def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
         """``proxies``: proxy URL by base URL of the upstream."""
         self._resolver = AheadResolver(SystemClock())
-        self.direct = make_session(resolver=self._resolver)
-        self._proxied = {base: make_session(proxy) for base, proxy in (proxies or {}).items()}
+        self.direct = make_session(resolver=self._resolver, idle=IDLE)
+        self._proxied = {base: make_session(proxy, idle=IDLE) for base, proxy in (proxies or {}).items()}
 
     def of(self, base: str) -> aiohttp.ClientSession:
         """The session for an upstream."""
@@ -115,7 +128,7 @@ async def fetch(
             if answer.status == 404:
                 raise await _not_found(answer, missing)
             if answer.status != 200:
-                raise UpstreamError(f"{url} answered {answer.status}")
+                raise Answered(f"{url} answered {answer.status}")
             body = bytearray()
             async for chunk in answer.content.iter_any():
                 body += chunk
@@ -134,6 +147,8 @@ class Body:
     start: int
     chunks: AsyncIterator[bytes]
     cache_status: str = ""
+    epoch: str = ""
+    """What the source says of the membership's epoch."""
 
 
 @asynccontextmanager
@@ -167,7 +182,7 @@ async def open_blob(
             if answer.status == 404:
                 raise await _not_found(answer, "unknown_blob")
             if answer.status not in (200, 206):
-                raise UpstreamError(f"{url} answered {answer.status}")
+                raise Answered(f"{url} answered {answer.status}")
             if answer.headers.get("Content-Encoding", "identity") != "identity":
                 raise UpstreamError(f"{url} sent an encoded body")
             length = answer.content_length
@@ -184,7 +199,8 @@ async def open_blob(
                     raise UpstreamError(f"{url} sent another range than was asked for")
             if (size is not None and whole != size) or not 0 < whole <= max_size:
                 raise UpstreamError(f"{url} has {whole} bytes, not {size}")
-            yield Body(whole, begin, _exactly(answer, length, url, sharing), answer.headers.get("Cache-Status", ""))
+            chunks, fields_of = _exactly(answer, length, url, sharing), answer.headers
+            yield Body(whole, begin, chunks, fields_of.get("Cache-Status", ""), fields_of.get(EPOCH, ""))
 
 
 async def _exactly(

@@ -63,7 +63,8 @@ class Network:
 
     def forgotten(self, number: int) -> None:
         """Wait until the router has dropped an edge."""
-        wait_until(lambda: self.best() != number, "the router knows that the node is gone")
+        gone = f"n{number}"
+        wait_until(lambda: all(node["id"] != gone for node in self.router.status()["nodes"]), "the node is dropped")
 
 
 @pytest.fixture(scope="module")

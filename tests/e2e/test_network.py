@@ -358,6 +358,7 @@ class TestUp:
         up, ready = self.start(tmp_path)
         edges = ready["edges"]
         assert isinstance(edges, list) and [edge["region"] for edge in edges] == ["north", "south", "north"]
+        assert get_json(f"{ready['router']}/status")["membership"] == "enrolled", "the everyday demo is the signed path"
         pids = self.children(up)
         assert len(pids) == 6
         os.kill(edges[0]["pid"], signal.SIGKILL)

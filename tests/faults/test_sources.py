@@ -157,6 +157,7 @@ async def test_a_source_that_dawdles_is_left_after_ten_seconds(lab: Lab, slow: A
         assert len(good.gets()) == len(dawdling.gets()) == 1
         if slow is not acts.stalled_after_head:
             assert good.gets()[0].start > 0
+        await invariants.settled(edge)
         assert invariants.nothing_wrong_is_kept(lab.folder / "edge") == 1
 
 

@@ -297,6 +297,31 @@ async def test_a_disk_without_room_means_serving_through(edge: Edge) -> None:
     assert len(script.gets()) == 2, "nothing was kept, nothing failed"
 
 
+async def test_what_a_neighbour_owns_passes_through_the_disk_where_memory_is_full(edge: Edge) -> None:
+    """Its room is counted while it is read; nothing of it is left after its last reader."""
+    script = Script()
+    digests = [script.add(random.Random(n).randbytes(100_000)) for n in range(40)]
+    async with source(script), edge(script, memory=200_000) as node:
+        node.upstreams.peers.update({"edge": ("http://127.0.0.1:1", 1), "owner": (script.url, 10)})
+        passing = [digest for digest in digests if not node.upstreams.owned(digest)][:12]
+        memory, disk = node.cache.memory.ledger, node.cache.disk.ledger
+        readers = [node.cache.open(digest, 100_000) for digest in passing]
+        for reader, digest in zip(readers, passing, strict=True):
+            pieces = [p async for p in reader.read(0, 100_000)]
+            data = b"".join(_pread(piece) if isinstance(piece, FileRegion) else piece for piece in pieces)
+            assert data == script.blobs[f"/blobs/{digest}"]
+        await node.settled()
+        assert memory.used == 200_000
+        assert disk.used == 100_000 * (len(passing) - 2), "all at once: none waited for another one's end"
+        assert not list(disk) and not list((node.folder / "blobs").rglob("*/*"))
+        for reader in readers:
+            reader.close()
+        assert disk.used == 0 and not list((node.folder / "tmp").iterdir())
+        assert await node.read(passing[-1]) == script.blobs[f"/blobs/{passing[-1]}"]
+        await node.settled()
+        assert set(memory) < set(passing) and memory.used <= 200_000
+
+
 async def test_without_disk_a_shard_is_kept_in_memory(edge: Edge) -> None:
     script = Script()
     digest = script.add(DATA)

@@ -26,12 +26,18 @@ PURE = [
     "origin.hashing",
     "edge_node.ledger",
     "router.location",
+    "router.admission",
+    "router.exchange",
+    "router.members",
+    "shared.keys",
+    "shared.enrolment",
     "router.redirect",
     "shared.node",
     "shared.routing",
     "shared.loads",
     "shared.health",
     "shared.nearness",
+    "shared.view",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
