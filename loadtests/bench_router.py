@@ -40,6 +40,8 @@ REGION = 100
 """Nodes of a region, at most."""
 PATHS = 480
 CONNECTIONS = 16
+LEAST = 100
+"""Heartbeats from which on their cost can be told: processor time is counted in hundredths of a second."""
 HEARTBEAT = 2.0
 """Seconds between two heartbeats of a real node."""
 
@@ -239,7 +241,7 @@ def show(pairs: Sequence[tuple[Series, Series]]) -> None:
                 *(ratios if series is router else [""] * len(ratios)),
                 f"{quiet}/{len(series.samples)}",
             ]
-            if series is router:
+            if series is router and len(series.nodes) >= LEAST:
                 each = median(series.heartbeats)
                 cells.append(f"{each * 1e6:.0f} µs, {each * len(series.nodes) / HEARTBEAT:.1%}")
             table.add_row(*cells)
@@ -256,7 +258,7 @@ def show(pairs: Sequence[tuple[Series, Series]]) -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench_router", description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=int, default=3, choices=range(1, 61), metavar="N", help="of each run of wrk")
+    parser.add_argument("--seconds", type=int, default=2, choices=range(1, 61), metavar="N", help="of each run of wrk")
     parser.add_argument("--rounds", type=int, default=5, choices=range(1, 101), metavar="N", help="of each server")
     parser.add_argument(
         "--nodes", type=int, nargs="+", default=COUNTS, metavar="N", help="how many; the first is the measure"

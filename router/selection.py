@@ -78,15 +78,14 @@ class Selection:
         now = self._clock.monotonic()
         choices = self._routing.choose(region, key, count, now)
         if choices:
-            self._note(choices, now)
+            first = choices[0]
+            self._loads.send(first.node.id, now)
+            self._sent[first.node.region, first.verdict] += 1
         return choices
 
     def sent(self, choices: list[Choice]) -> None:
         """A client was sent to the first of these (or to an origin)."""
-        self._note(choices, self._clock.monotonic())
-
-    def _note(self, choices: list[Choice], now: float) -> None:
-        self._routing.sent(choices, now)
+        self._routing.sent(choices, self._clock.monotonic())
         first = choices[0] if choices else None
         self._sent[(first.node.region, first.verdict) if first else ("", "origin")] += 1
 

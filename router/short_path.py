@@ -32,12 +32,13 @@ from shared.digest import Digest, hex_of
 from shared.errors import BadId, NotFound, RequestError
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ReadPath, TaskPath, blob_path, parse_path
-from shared.routing import Choice
 from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainRequests
 from shared.web.reads import KINDS
 
 KNOWN = 10_000
 """Targets kept with all of their answers that does not depend on the choice: some 2 kB each."""
+URLS = 20_000
+"""Base URLs of nodes that are kept."""
 _TARGET = re.compile(rb"(/(?:blobs|shards|models)/[A-Za-z0-9._:@/-]+)(?:\?region=([a-z0-9._-]+))?")
 _HARMLESS = (b"nearshard-region", b"range", b"if-range")
 """Fields, besides those that are harmless to all: a redirect is the same for each range."""
@@ -71,26 +72,18 @@ class Known:
         self.not_modified = f"HTTP/1.1 304 Not Modified\r\n{_lines(fields_of(etag).items())}Date: ".encode()
         self.room = -1
         """Nodes that there is room for in ``redirect``."""
-        self.redirect: list[str] = []
-        """The pieces of a 307, up to the date; every second one is the base URL of a node."""
+        self.redirect: list[bytes] = []
+        """The pieces of a 307; every second one is the base URL of a node, the last one the date and what follows."""
 
-    def send_to(self, choices: list[Choice], origins: list[str]) -> bytes:
-        """The answer that names these, best first, at least one; up to the date."""
-        if len(choices) != self.room:
-            self._make_room(len(choices), origins)
-        pieces, place = self.redirect, 1
-        for choice in choices:
-            pieces[place] = choice.node.url
-            place += 2
-        return "".join(pieces).encode()
-
-    def _make_room(self, count: int, origins: list[str]) -> None:
+    def make_room(self, count: int, origins: list[str]) -> list[bytes]:
+        """Let ``redirect`` name so many nodes, at least one, and then these."""
         links = links_to([base + self.target for base in (*["\0"] * count, *origins)])
         fields = _lines((*fields_of(self.etag).items(), *links))
-        first, *others = f"HTTP/1.1 307 Temporary Redirect\r\n{fields}Content-Length: 0\r\nDate: ".split("\0")
-        self.room, self.redirect = count, [first]
-        for piece in others:
-            self.redirect += ["", piece]
+        text = f"HTTP/1.1 307 Temporary Redirect\r\n{fields}Content-Length: 0\r\nDate: "
+        self.room, self.redirect = count, []
+        for piece in text.encode().split(b"\0"):
+            self.redirect += [piece, b""]
+        return self.redirect
 
 
 def _lines(fields: Iterable[tuple[str, str]]) -> str:
@@ -118,6 +111,8 @@ class ShortPath:
         self._origins, self._count = origins, count
         self._end = DatedEnd(server, clock, epoch)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
+        self._urls: dict[str, bytes] = {}
+        """Base URLs of nodes as they are sent."""
         self._answered: Counter[tuple[str, str]] = Counter()
         """Requests by kind and status that the metrics have not been told of."""
         self._metrics = metrics
@@ -145,7 +140,19 @@ class ShortPath:
         if not choices:
             return None
         self._answered[known.kind, "307"] += 1
-        return known.send_to(choices, self._origins) + self._end.now()
+        pieces = known.redirect if known.room == len(choices) else known.make_room(len(choices), self._origins)
+        place = 1
+        for choice in choices:
+            url = choice.node.url
+            pieces[place] = self._urls.get(url) or self._encoded(url)
+            place += 2
+        pieces[-1] = self._end.now()
+        return b"".join(pieces)
+
+    def _encoded(self, url: str) -> bytes:
+        if len(self._urls) >= URLS:
+            self._urls.clear()
+        return self._urls.setdefault(url, url.encode())
 
     def _learn(self, target: bytes) -> Known | None:
         """What a target is, where it is one for here in its canonical spelling."""

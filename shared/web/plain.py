@@ -115,15 +115,16 @@ class DatedEnd:
 
     def __init__(self, server: str, clock: Clock, epoch: Callable[[], int]) -> None:
         self._server, self._clock, self._epoch = server, clock, epoch
-        self._stamp, self._dated = (0, 0), b""
+        self._until, self._known, self._dated = 0, 0, b""
 
     def now(self) -> bytes:
         """What comes after ``Date: ``, and the empty line."""
-        stamp = int(self._clock.time()), self._epoch()
-        if stamp != self._stamp:
+        now, epoch = self._clock.time(), self._epoch()
+        if epoch != self._known or not self._until - 1 <= now < self._until:
             lines = [rfc822_formatted_time(), f"Server: {self._server}"]
-            lines += [f"{EPOCH}: {stamp[1]}"] if stamp[1] else []
-            self._stamp, self._dated = stamp, "\r\n".join([*lines, "", ""]).encode()
+            lines += [f"{EPOCH}: {epoch}"] if epoch else []
+            self._until, self._known = int(now) + 1, epoch
+            self._dated = "\r\n".join([*lines, "", ""]).encode()
         return self._dated
 
 
