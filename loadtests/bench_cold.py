@@ -320,9 +320,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rtt", type=float, default=100, metavar="MS", help="its round-trip time")
     parser.add_argument("--loss", type=float, default=[0, 0.01], nargs="+", metavar="P", help="its loss, each way")
     parser.add_argument("--congestion", default=["bbr", "reno"], nargs="+", metavar="NAME", help="of the kernel's")
-    parser.add_argument("--size", type=int, default=96, choices=range(8, 4097), metavar="MIB", help="of the model")
+    parser.add_argument("--size", type=int, default=256, choices=range(8, 4097), metavar="MIB", help="of the model")
     parser.add_argument("--rounds", type=int, default=3, choices=range(1, 101), metavar="N", help="of each contender")
-    parser.add_argument("--limit", type=float, default=12, metavar="S", help="seconds that a download may take")
+    parser.add_argument("--limit", type=float, default=30, metavar="S", help="seconds that a download may take")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every sample")
     return parser.parse_args()
 

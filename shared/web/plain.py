@@ -115,15 +115,16 @@ class DatedEnd:
 
     def __init__(self, server: str, clock: Clock, epoch: Callable[[], int]) -> None:
         self._server, self._clock, self._epoch = server, clock, epoch
-        self._until, self._told, self._dated = 0, 0, b""
+        self._until, self._known, self._dated = 0, 0, b""
 
     def now(self) -> bytes:
         """What comes after ``Date: ``, and the empty line."""
         now, epoch = self._clock.time(), self._epoch()
-        if epoch != self._told or not self._until - 1 <= now < self._until:
+        if epoch != self._known or not self._until - 1 <= now < self._until:
             lines = [rfc822_formatted_time(), f"Server: {self._server}"]
             lines += [f"{EPOCH}: {epoch}"] if epoch else []
-            self._until, self._told, self._dated = int(now) + 1, epoch, "\r\n".join([*lines, "", ""]).encode()
+            self._until, self._known = int(now) + 1, epoch
+            self._dated = "\r\n".join([*lines, "", ""]).encode()
         return self._dated
 
 
