@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -25,12 +26,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from rich.table import Table
 
 from loadtests.nginx import redirecting
 from loadtests.report import console, note, processor, runtime, version
-from loadtests.services import BenchmarkError, Service, cpu_seconds, publish, service, workspace
+from loadtests.services import POLL, READY, BenchmarkError, Service, cpu_seconds, publish, service, workspace
 from loadtests.wrk import NOISE, Sample, Wrk
 
 MODEL = "bench/tasks"
@@ -141,6 +143,17 @@ def beat(series: Series) -> None:
     series.heartbeats.append((cpu_seconds(series.target.pid) - before) / len(series.nodes))
 
 
+def wait_members(series: Series) -> None:
+    """Until a router has taken in all nodes that told of themselves. Raises BenchmarkError."""
+    deadline = time.monotonic() + READY
+    while time.monotonic() < deadline:
+        with urlopen(f"{series.target.url}/status", timeout=READY) as answer:
+            if len(json.load(answer)["nodes"]) == len(series.nodes):
+                return
+        time.sleep(POLL)
+    raise BenchmarkError("a router does not know all nodes that it heard")
+
+
 # The run
 
 
@@ -162,6 +175,7 @@ def servers(directory: Path, cores: tuple[int, int], counts: Sequence[int]) -> I
             note(f"{len(some)} nodes join")
             series = Series("router", some, router, [], [])
             beat(series)
+            wait_members(series)
             series.heartbeats.clear()  # joining is dearer: each makes a ring
             pairs.append((series, Series("nginx", some, other, [], [])))
         yield pairs
