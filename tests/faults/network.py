@@ -145,7 +145,7 @@ class Net:
             session = await stack.enter_async_context(aiohttp.ClientSession())
             tasks = []
             for region in sorted(set(self.regions.values())):
-                clients = [await stack.enter_async_context(Client(r.url, region=region)) for r in self.routers]
+                clients = [await stack.enter_async_context(Client([r.url for r in self.routers], region=region))]
                 out = self.lab.folder / f"got-{region}"
                 out.mkdir()
                 turn = itertools.cycle(range(len(self.routers)))

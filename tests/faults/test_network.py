@@ -257,6 +257,7 @@ def plan_of(router: Service, task: str) -> Any:
     return get_json(f"{router.url}/shards/{task}", Accept=PLAN, **{"Nearshard-Region": "north"})
 
 
+@pytest.mark.long  # which router's ring a node takes last is not ours to say: at times the scene does not come about
 async def test_routers_that_know_different_things_both_serve_and_no_nodes_wait_in_a_circle(
     lab: Lab, redis: RedisServer, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
