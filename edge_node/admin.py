@@ -11,7 +11,6 @@ Where it is and the token are in ``<data>/admin.json`` (mode 0600): whoever may 
 from __future__ import annotations
 
 import hmac
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from edge_node.operations import Operations
 from shared import codec
 from shared.clock import Clock
 from shared.errors import NotFound, RequestError
+from shared.files import replace_file
 from shared.metrics import Metrics
 from shared.web.middleware import make_app, read_body
 
@@ -97,8 +97,4 @@ async def _what(request: web.Request) -> str:
 
 def write_access(data: Path, url: str, token: str) -> None:
     """Say where the operator's face is, to whoever may read the node's files."""
-    path = data / FILE
-    temporary = path.with_name(f"{FILE}.{secrets.token_hex(4)}")
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(codec.encode_json({"url": url, "token": token}))
-    temporary.replace(path)
+    replace_file(data / FILE, codec.encode_json({"url": url, "token": token}), mode=0o600)

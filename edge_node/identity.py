@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from structlog.typing import FilteringBoundLogger
 from shared.codec import encode_json
 from shared.enrolment import IDENTITY, KEY
 from shared.errors import DiskError
+from shared.files import replace_file
 from shared.keys import NodeKey, load_or_make_key
 
 
@@ -32,9 +33,5 @@ def own_key(data: Path, log: FilteringBoundLogger) -> NodeKey:
 def write_identity(data: Path, node: str, key: NodeKey, record: Mapping[str, Any]) -> None:
     """Say who this is. A disk that takes no file is left alone: it can still be said by hand."""
     document = {"id": node, "key": key.public.hex(), **{name: record[name] for name in ("url", "region", "weight")}}
-    temporary = data / f"{IDENTITY}.{secrets.token_hex(4)}"
-    try:
-        temporary.write_bytes(encode_json(document) + b"\n")
-        temporary.replace(data / IDENTITY)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        replace_file(data / IDENTITY, encode_json(document) + b"\n")

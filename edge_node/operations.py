@@ -23,6 +23,7 @@ from shared.clock import Clock
 from shared.codec import decode_json, encode_json
 from shared.digest import Digest, parse_digest
 from shared.errors import DecodeError, NearshardError, NotFound
+from shared.files import replace_file
 from shared.ids import parse_task_id
 
 AT_ONCE = 4
@@ -159,9 +160,7 @@ class Operations:
     async def _apply_pins(self) -> None:
         self._keep()
         data = encode_json(self.pins())
-        temporary = self._pins_file.with_suffix(".tmp")
-        await asyncio.to_thread(temporary.write_bytes, data)
-        await asyncio.to_thread(temporary.replace, self._pins_file)
+        await asyncio.to_thread(replace_file, self._pins_file, data)
 
     def _keep(self) -> None:
         self._cache.disk.ledger.kept = frozenset().union(*self._pinned.values())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Any
 
 from shared.codec import decode_json
 from shared.enrolment import IDENTITY, KEY, Enrolled, change_enrolment, parse_enrolled
 from shared.errors import ConfigError, DecodeError, DiskError, RequestError
+from shared.files import replace_file
 from shared.keys import load_or_make_key
 
 MAX_FILE = 64 << 20
@@ -46,12 +46,7 @@ def change_file(file: Path, node: str, enrolled: Enrolled | None) -> None:
     """
     try:
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-        try:
-            temporary.write_text(change_enrolment(text, node, enrolled), encoding="utf-8")
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(file, change_enrolment(text, node, enrolled).encode())
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from shared.codec import decode_json, encode_json
 from shared.errors import DecodeError, UpstreamError
+from shared.files import replace_file
 from shared.view import MAX_VIEW, View, parse
 
 MAX_FILE = MAX_VIEW + 4096
@@ -100,14 +100,7 @@ def _write(file: Path, data: bytes) -> None:
     if len(data) > MAX_FILE:
         return
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(data)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(file, data, mode=0o600)
     by_age = sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in by_age[MAX_FILES:]:
         old.unlink(missing_ok=True)

@@ -3,7 +3,6 @@ the same rules as what comes over the network."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from router.exchange import from_record, to_record
 from shared.codec import decode_json, encode_json
 from shared.enrolment import Told
 from shared.errors import DecodeError, DiskError, RequestError
+from shared.files import replace_file
 
 FILE = "members.json"
 MAX_FILE = 256 << 20
@@ -20,14 +20,9 @@ def write_members(file: Path, epoch: int, members: Iterable[Told]) -> None:
     """Replace the file, in one step. Raises DiskError."""
     # Latin-1 gives each byte of a record a character, and most of it is ASCII.
     records = {told.node.id: to_record(told).decode("latin-1") for told in members}
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(encode_json({"epoch": epoch, "records": records}))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(file, encode_json({"epoch": epoch, "records": records}))
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error
 

@@ -24,6 +24,7 @@ from shared.clock import Clock
 from shared.codec import decode_json, encode_json
 from shared.digest import Digest, digest_of, hex_of, parse_digest
 from shared.errors import IntegrityError, ManifestInvalid, NotFound, UpstreamError, WrongModel
+from shared.files import replace_file
 from shared.ids import as_revision, is_revision
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.outcome import Outcome, cache_status
@@ -320,9 +321,7 @@ class Catalog:
 
 def _replace(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + "~")  # not a ref: '~' is in no name
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    replace_file(path, data)
 
 
 def _remember(table: OrderedDict[Any, Any], key: Any, value: Any, keep: int) -> None:

@@ -25,6 +25,7 @@ from structlog.typing import FilteringBoundLogger
 from shared.codec import encode_json
 from shared.config import ServiceSettings
 from shared.errors import ConfigError
+from shared.files import replace_file
 from shared.web.middleware import problem
 from shared.web.session import SHORT
 
@@ -249,6 +250,4 @@ def _say_shortage(log: FilteringBoundLogger) -> Callable[[asyncio.AbstractEventL
 
 def write_ready(file: Path, document: object) -> None:
     """Write a ready file by rename, so that whoever waits for it never reads half of it."""
-    temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
-    temporary.write_bytes(encode_json(document) + b"\n")
-    temporary.replace(file)
+    replace_file(file, encode_json(document) + b"\n")
