@@ -140,6 +140,11 @@ def wait_nodes(router: Service, count: int, deadline: float = DEADLINE) -> None:
     wait_until(lambda: len(router.status()["nodes"]) == count, f"{count} nodes known to {router.url}", deadline)
 
 
+def wait_settled(edge: Service) -> None:
+    """Until what an edge fetched is on its disk: readers have the bytes before they are durable."""
+    wait_until(lambda: edge.status()["fills"] == 0, f"no fill under way at {edge.url}")
+
+
 class Lab:
     """Services of one test; all are gone after it, and none has printed a traceback."""
 

@@ -19,7 +19,17 @@ from safetensors.numpy import load_file
 
 from nearshard import Client, NearshardError, SyncClient
 from shared.errors import EXIT_INTEGRITY, EXIT_NOT_FOUND, EXIT_USAGE
-from tests.harness import Lab, Service, command, get_json, make_model, valkey, wait_nodes, wait_until
+from tests.harness import (
+    Lab,
+    Service,
+    command,
+    get_json,
+    make_model,
+    valkey,
+    wait_nodes,
+    wait_settled,
+    wait_until,
+)
 from tests.scripted import Asked, Script, head, serve_whole, source
 
 
@@ -44,6 +54,8 @@ def test_a_task_is_fetched_cold_and_warm_and_equals_what_was_published(
     cold = SyncClient(router.url).get("acme/tiny:half", tmp_path / "cold")
     assert {how for _, how in cold.sources} == {"fill-origin"}
     assert {url for url, _ in cold.sources} <= {edge.url for edge in edges}
+    for edge in edges:
+        wait_settled(edge)
     warm = SyncClient(router.url).get("acme/tiny:half", tmp_path / "warm")
     assert {how for _, how in warm.sources} <= {"hit-disk", "hit-memory"}
     assert sum(edge.status()["upstream_bytes"] for edge in edges) == cold.moved
@@ -76,6 +88,7 @@ def test_a_restarted_edge_serves_from_its_disk(lab: Lab, tmp_path: Path) -> None
     edge = lab.edge(origin)
     url = f"{edge.url}/shards/acme/tiny"
     assert "fill-origin" in cache_status(url)
+    wait_settled(edge)
     edge.kill()
     edge.start()
     assert "hit-disk" in cache_status(url)
@@ -101,6 +114,7 @@ def test_a_moved_ref_is_seen_after_its_lifetime_and_stale_while_the_origin_is_aw
     origin.kill()
     assert "stale" in cache_status(f"{edge.url}/shards/acme/tiny")
     assert revision() == second
+    wait_settled(edge)
     edge.kill()
     edge.start()
     assert "stale" in cache_status(f"{edge.url}/shards/acme/tiny"), "also after a restart"
