@@ -25,7 +25,7 @@ test: setup
 # Faults at full strength: many repeats, half-minute cuts, thousands of clients. Needs root for some of them.
 test-long: setup
 	scripts/need curl aria2 strace iproute2 redis-server
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long -n 0
 
 check: setup
 	$(BIN)/ruff check .

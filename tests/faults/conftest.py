@@ -6,19 +6,24 @@ from collections.abc import Callable
 
 import pytest
 
-_FIGURES: list[str] = []
+FIGURE = "measured"
+"""What a figure is called among a report's properties: those come from other processes too, where there are several."""
 
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Note a figure; it is printed with the name of the test."""
-    name = request.node.name
-    return lambda figure: _FIGURES.append(f"{name}: {figure}")
+    node: pytest.Item = request.node
+    return lambda figure: node.user_properties.append((FIGURE, f"{node.name}: {figure}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The figures, where there are any."""
-    if _FIGURES:
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    figures = [
+        value for report in reports if report.when == "call" for name, value in report.user_properties if name == FIGURE
+    ]
+    if figures:
         terminalreporter.section("measured")
-        for figure in _FIGURES:
-            terminalreporter.write_line(figure)
+        for figure in figures:
+            terminalreporter.write_line(str(figure))

@@ -119,7 +119,7 @@ def test_a_signed_word_of_an_enrolled_node_is_proven() -> None:
         ({"in_flight": -1}, KEY, "bad_node"),
         ({"pad": "x" * 20_000}, KEY, "too_large"),
     ],
-    ids=str,
+    ids=range(17),
 )
 def test_what_is_signed_by_another_or_is_not_as_enrolled_is_refused(
     change: dict[str, Any], key: NodeKey, code: str
