@@ -273,6 +273,7 @@ async def test_redis_becomes_a_replica_and_a_master_again(lab: Lab, redis: Redis
         other.kill()
 
 
+@pytest.mark.long  # Sentinels go by the clock: where the machine stands still for seconds, so does what they decide
 async def test_sentinels_name_another_master(
     lab: Lab, redis: RedisServer, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
