@@ -38,6 +38,7 @@ PURE = [
     "shared.health",
     "shared.nearness",
     "shared.view",
+    "shared.tokens",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
