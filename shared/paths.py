@@ -49,9 +49,11 @@ class TaskPath:
 
 @dataclass(frozen=True, slots=True)
 class BlobPath:
-    """``/blobs/<digest>``: one shard."""
+    """``/blobs/<digest>``: one shard; ``/models/<model>/blobs/<digest>``: one of a private model."""
 
     digest: Digest
+    model: str = ""
+    """The private model; empty for a public shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ def parse_path(raw: str) -> ReadPath:
                 return ModelPath(model)
             case ["manifests", ref]:
                 return ManifestPath(model, parse_ref_or_revision(ref))
+            case ["blobs", digest]:
+                return BlobPath(parse_digest(digest), model)
             case ["files", ref, *path] if path:
                 try:
                     return FilePath(model, parse_ref_or_revision(ref), check_path("/".join(path)))
@@ -144,9 +148,9 @@ def parse_path(raw: str) -> ReadPath:
     raise NotFound("no such path")
 
 
-def blob_path(digest: Digest) -> str:
-    """The path of one shard."""
-    return f"/blobs/{digest}"
+def blob_path(digest: Digest, model: str = "") -> str:
+    """The path of one shard; of a private ``model`` where one is named."""
+    return f"/models/{model}/blobs/{digest}" if model else f"/blobs/{digest}"
 
 
 def manifest_path(model: str, ref: str) -> str:
