@@ -91,18 +91,38 @@ class NodeKey:
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def load_key(file: Path) -> NodeKey:
-    """The key in ``file``. Raises ConfigError (not a key, or everybody may read it), FileNotFoundError, DiskError."""
+def check_private(file: Path) -> None:
+    """Refuse a file of secrets that others than its owner may use, or that is not there. Raises ConfigError.
+
+    For files that a library opens by itself; else ``read_private`` looks at what it reads.
+    """
+    try:
+        _refuse_shared(file, file.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+
+
+def read_private(file: Path, limit: int = _MAX_FILE) -> bytes:
+    """The first ``limit`` bytes of a file of secrets. Raises ConfigError where others than its owner may use it,
+    FileNotFoundError, DiskError."""
     try:
         with file.open("rb") as opened:
-            mode = os.fstat(opened.fileno()).st_mode
-            data = opened.read(_MAX_FILE)
+            _refuse_shared(file, os.fstat(opened.fileno()).st_mode)
+            return opened.read(limit)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error
-    if mode & stat.S_IRWXO:
-        raise ConfigError(f"{file}: everybody on this machine may read this private key; chmod 600, or make a new one")
+
+
+def _refuse_shared(file: Path, mode: int) -> None:
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{file}: others on this machine may use this private key; chmod 600, or make a new one")
+
+
+def load_key(file: Path) -> NodeKey:
+    """The key in ``file``. Raises ConfigError (not a key, or others may use it), FileNotFoundError, DiskError."""
+    data = read_private(file)
     try:
         key = load_pem_private_key(data, None)
     except (ValueError, TypeError) as error:  # TypeError: it is encrypted
