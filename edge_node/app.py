@@ -31,7 +31,9 @@ from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.metrics import Metrics
 from shared.node import State
+from shared.token_file import TokenFile
 from shared.view import EPOCH
+from shared.web.access import Gate
 from shared.web.announce import add_announce_route
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
@@ -46,7 +48,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     server = f"nearshard-edge {settings.node}"
     advertised = settings.advertise or url
-    sessions = Sessions(settings.upstream_proxies)
+    sessions = Sessions(settings.upstream_proxies, TokenFile(settings.token))
     memory = MemoryTier(settings.memory, metrics)
     disk = DiskTier(settings.data, settings.disk, clock, metrics, log)
     try:
@@ -80,6 +82,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         origins=settings.origin,
         server=server,
         clock=clock,
+        known_public=catalog.known_public,
         small_model=settings.small_model,
     )
     upstreams.policy = LinkPolicy(
@@ -147,6 +150,6 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
-    add_routes(app, delivery, metrics)
+    add_routes(app, delivery, Gate(catalog, clock), metrics)
     add_announce_route(app, catalog.forget)
     return app

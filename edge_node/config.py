@@ -35,6 +35,9 @@ class EdgeSettings(ServiceSettings):
         default_factory=lambda: Path("~/.cache/nearshard/edge").expanduser(),
         description="Directory of the disk cache.",
     )
+    token: Path | None = Field(
+        None, description="File (mode 0600) of this node's token, '*/*:read': for private models upstream."
+    )
     profile: Literal["office", "gateway"] = Field(
         "office", description="gateway: 64 MiB of memory, 2 GiB of disk, models under 500 MB kept first."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -204,12 +204,16 @@ class Upstreams:
             stop=stop,
             size=size,
             max_size=MAX_SHARD,
-            headers={HOP: self._node} if source.outcome is Outcome.FILL_PEER else {},
+            headers={**({HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}), **self._own_token(key)},
             sharing=lambda: source.slots.used,
         ) as body:
             turn.answered(self._clock.monotonic() - asked)
             left = (stop or body.size) - body.start
             yield replace(body, chunks=turn.watch(body.chunks, left))
+
+    def _own_token(self, key: ShardKey) -> Mapping[str, str]:
+        """This node's token, for who keeps a private shard from those without one."""
+        return self._sessions.token.fields() if model_in(key) else {}
 
     def _source(self, url: str, outcome: Outcome) -> Source:
         return Source(url, outcome, Slots(self._clock), Throttle(self._clock))
@@ -228,7 +232,7 @@ class Upstreams:
                 with translated(url):
                     timeout = aiohttp.ClientTimeout(total=FIRST_BYTE)
                     async with self._sessions.of(source.url).head(
-                        url, allow_redirects=False, timeout=timeout
+                        url, allow_redirects=False, timeout=timeout, headers=self._own_token(key)
                     ) as answer:
                         if answer.status == 404:
                             raise NotFound("no such shard", code="unknown_blob")

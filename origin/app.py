@@ -19,6 +19,7 @@ from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
+from shared.web.access import private_model
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
@@ -93,18 +94,20 @@ class OriginTier:
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """Stream a task, a file or a shard from storage."""
         if isinstance(path, BlobPath):
-            shown = representation.of_blob(path.digest, await self._storage.blob_size(path.digest))
+            shown = representation.of_blob(path.digest, await self._storage.blob_size(path.digest, path.model))
         else:
             shown = representation.of_path(path, (await self.resolve(path.model, path.ref)).manifest)
         decision, span = decide(request, shown)
         fields = {} if isinstance(path, BlobPath) else {"Vary": "Accept"}
-        return await send(request, shown, decision, span, self._pieces(shown.layout.cut(span)), fields)
+        return await send(
+            request, shown, decision, span, self._pieces(shown.layout.cut(span), private_model(request)), fields
+        )
 
-    async def _pieces(self, slices: Iterable[Slice]) -> AsyncIterator[Piece]:
+    async def _pieces(self, slices: Iterable[Slice], private: str) -> AsyncIterator[Piece]:
         for piece in slices:
             for start in range(0, piece.length, READ):
                 size = min(READ, piece.length - start)
-                yield await self._storage.read_blob(piece.digest, piece.offset + start, size)
+                yield await self._storage.read_blob(piece.digest, piece.offset + start, size, private)
                 self._metrics.sent.labels("origin").inc(size)
 
     async def status(self) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp import web
@@ -46,7 +47,9 @@ from shared.node import Node, State
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
+from shared.token_file import TokenFile
 from shared.view import EPOCH, MAX_NEAR, View
+from shared.web.access import QUERY, Gate, private_model, token_text
 from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
@@ -84,13 +87,16 @@ class RouterTier:
             return web.Response(status=304, headers=fields)
         choices = self._selection.choose(self.find(request).region, key, self._count)
         urls = [base + target for base in self._bases(choices)]
+        if private_model(request):
+            # curl and others leave Authorization out where a redirect leads to another host: the URL must say it all
+            urls[0] += "?" + urlencode({QUERY: token_text(request)})
         self._selection.sent(choices)
         return web.Response(status=307, headers=CIMultiDict([*fields.items(), *links_to(urls)]))
 
     async def _target(self, path: TaskPath | BlobPath | FilePath) -> tuple[str, str, str]:
         """The ring's key of what is asked for, its path at a node, and its ETag (empty where that is not known)."""
         if isinstance(path, BlobPath):
-            return path.digest, blob_path(path.digest), hex_of(path.digest)
+            return path.digest, blob_path(path.digest, path.model), hex_of(path.digest)
         shown = await self._shown(path)
         target = path.at(shown.revision if shown and shown.revision else path.ref)
         return path.ring_key, target, shown.etag if shown else ""
@@ -286,7 +292,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     """A router, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
     rng = random.Random()  # noqa: S311 - jitter, not secrets
-    sessions = Sessions()
+    sessions = Sessions(token=TokenFile(settings.token))
     enrolment = EnrolmentFile(settings.enrolled, log) if settings.enrolled else None
     admission = Admission(enrolment.nodes if enrolment else None, clock.monotonic, lambda: secrets.token_hex(16))
     try:
@@ -347,6 +353,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         server=SERVER,
         epoch=lambda: registry.snapshot.epoch,
     )
+    gate = Gate(catalog, clock)
 
     async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
         if registry.snapshot.epoch:
@@ -368,8 +375,8 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     app[CONNECTION] = lambda *server, **options: ShortConnection(short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
-    add_routes(app, tier, metrics, degraded=lambda: registry.degraded)
+    add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
-    add_explain_routes(app, tier.locate, tier.find, selection)
+    add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published.heard)
     return app

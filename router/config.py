@@ -60,6 +60,9 @@ class RouterSettings(ServiceSettings):
     enrolled: Path | None = Field(
         None, description="File of the nodes that may join; without it, any on loopback may (for development)."
     )
+    token: Path | None = Field(
+        None, description="File (mode 0600) of this router's token, '*/*:read': for what private models' refs mean."
+    )
     data: Path | None = Field(None, description="Directory where the members are kept for a restart without Redis.")
     ttl: float = Field(6.0, gt=0, le=300, description="Seconds without a heartbeat after which a node is out.")
     default_region: Name = Field("default", description="Region of a client that nothing else tells of.")

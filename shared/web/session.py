@@ -22,6 +22,7 @@ from shared import codec
 from shared.clock import SystemClock
 from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
 from shared.ids import parse_name
+from shared.token_file import TokenFile
 from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
 
@@ -80,8 +81,9 @@ class Answered(UpstreamError):
 class Sessions:
     """The sessions of a process: one for all, and one for each upstream that has a proxy of its own."""
 
-    def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
-        """``proxies``: proxy URL by base URL of the upstream."""
+    def __init__(self, proxies: Mapping[str, str] | None = None, token: TokenFile | None = None) -> None:
+        """``proxies``: proxy URL by base URL of the upstream. ``token``: this service's own, for what is private."""
+        self.token = token or TokenFile(None)
         self._resolver = AheadResolver(SystemClock())
         self.direct = make_session(resolver=self._resolver, idle=IDLE)
         self._proxied = {base: make_session(proxy, idle=IDLE) for base, proxy in (proxies or {}).items()}

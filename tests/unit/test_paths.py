@@ -37,6 +37,7 @@ REVISION = digest_of(b"")
         ("/shards/acme/minilm:embed@v2?x=1", TaskPath(TaskId("acme/minilm", "embed", "v2"))),
         ("/shards/acme/minilm%3Aembed%40v2", TaskPath(TaskId("acme/minilm", "embed", "v2"))),
         (f"/blobs/{REVISION}", BlobPath(REVISION)),
+        (f"/models/acme/tiny/blobs/{REVISION}", BlobPath(REVISION, "acme/tiny")),
         ("/models", ModelsPath()),
         ("/models/acme/minilm", ModelPath("acme/minilm")),
         ("/models/acme/minilm/manifests/main", ManifestPath("acme/minilm", "main")),
@@ -61,6 +62,12 @@ def test_the_path_of_a_task_leads_to_it(task_id: TaskId) -> None:
 @given(digests)
 def test_the_path_of_a_shard_leads_to_it(digest: Digest) -> None:
     assert parse_path(blob_path(digest)) == BlobPath(digest)
+
+
+@quick
+@given(digests, models)
+def test_the_path_of_a_private_shard_names_its_model(digest: Digest, model: str) -> None:
+    assert parse_path(blob_path(digest, model)) == BlobPath(digest, model)
 
 
 @quick
@@ -206,8 +213,8 @@ def canonical(path: ReadPath) -> str:
     match path:
         case TaskPath(task_id):
             return task_path(task_id)
-        case BlobPath(digest):
-            return blob_path(digest)
+        case BlobPath(digest, model):
+            return blob_path(digest, model)
         case ManifestPath(model, ref):
             return manifest_path(model, ref)
         case FilePath(model, ref, name):
