@@ -37,8 +37,10 @@ from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
 from shared.ids import DEFAULT_REF, parse_name
+from shared.token_file import read_token
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
+    "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
     "publish": ("origin.publish_command", "Publish a model directory."),
     "origin": ("origin", "Run an origin."),
     "router": ("router", "Run a router."),
@@ -59,6 +61,14 @@ Router = Annotated[
     typer.Option("--router", envvar="NEARSHARD_ROUTER", help="Router, edge or origin to ask; again for more."),
 ]
 ROUTERS = [DEFAULT_ROUTER]
+Token = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="NEARSHARD_TOKEN_FILE",
+        help="File (mode 0600) of your token, for private models; NEARSHARD_TOKEN may hold the token itself.",
+    ),
+]
 Region = Annotated[str | None, typer.Option("--region", envvar="NEARSHARD_REGION", help="The region you are in.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -74,13 +84,14 @@ def get_command(
     ] = None,
     router: Router = ROUTERS,
     region: Region = None,
+    token: Token = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     with _bar(task_id, quiet=quiet or as_json) as progress:
-        got = _client(router, region).get(task_id, output, force=force, progress=progress)
+        got = _client(router, region, token).get(task_id, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
@@ -90,6 +101,7 @@ def pull_command(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory; ./<name> by default.")] = None,
     router: Router = ROUTERS,
     region: Region = None,
+    token: Token = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -97,14 +109,19 @@ def pull_command(
     """Fetch all files of a model, verified, from the nearest nodes."""
     name, _, ref = model.partition("@")
     with _bar(model, quiet=quiet or as_json) as progress:
-        got = _client(router, region).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
+        got = _client(router, region, token).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
-def _client(router: list[str], region: str | None) -> SyncClient:
+def _client(router: list[str], region: str | None, token_file: Path | None) -> SyncClient:
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
-    return SyncClient(routers, region=region, kept=Kept(cache_file(routers, region)))
+    return SyncClient(routers, region=region, kept=Kept(cache_file(routers, region)), token=_token(token_file))
+
+
+def _token(file: Path | None) -> str:
+    """The token in a file or, where none is named, in the environment; may be empty."""
+    return read_token(file) if file else os.environ.get("NEARSHARD_TOKEN", "")
 
 
 @app.command("up", epilog="Example: nearshard up --edges 4 --region berlin --region lagos --data /tmp/net")
@@ -228,11 +245,12 @@ def locate_command(
     ],
     router: Router = ROUTERS,
     region: Region = None,
+    token: Token = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: regions, nodes, loads, health.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show where a client is sent for a task, best first."""
-    document = asyncio.run(locate(router, what, region=region, explain=explain))
+    document = asyncio.run(locate(router, what, region=region, explain=explain, token=_token(token)))
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:

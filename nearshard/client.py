@@ -47,7 +47,7 @@ from shared.ids import DEFAULT_REF, TaskId, is_revision, parse_model, parse_name
 from shared.layout import Layout
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
-from shared.web.session import Fetched, make_session, open_blob
+from shared.web.session import Fetched, NotLetIn, make_session, open_blob
 
 DEFAULT_ROUTER = "http://127.0.0.1:8700"
 CONCURRENCY = 4
@@ -92,19 +92,22 @@ class Client:
         region: str | None = None,
         concurrency: int = CONCURRENCY,
         kept: Kept | None = None,
+        token: str = "",
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
-        ``kept``: where the last view of the network is; in memory by default. Raises RequestError, BadId."""
+        ``kept``: where the last view of the network is; in memory by default. ``token``: for private models; told to
+        nobody but the routers, nodes and origins of this network. Raises RequestError, BadId."""
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
         self._concurrency = concurrency
         self._kept = kept or Kept()
+        self._token = token
         self._session: aiohttp.ClientSession | None = None
         self._guided: Guide | None = None
 
     async def __aenter__(self) -> Self:
         self._session = make_session()
-        self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock())
+        self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock(), self._token)
         return self
 
     async def __aexit__(
@@ -323,11 +326,12 @@ class Client:
         self,
         digest: Digest,
         size: int,
+        private: str,
         planned: Sequence[str],
         sources: Counter[tuple[str, str]],
         meter: _Meter,
     ) -> memoryview:
-        """One shard, verified, from ``planned`` URLs or by the view. Raises the last source's error when all have
+        """One shard (of the ``private`` model, if any), verified, from ``planned`` URLs or by the view. Raises the last source's error when all have
         failed. In a round nobody is asked twice."""
         failure: NearshardError = UpstreamError(f"nobody is named who has {digest}")
         data = memoryview(bytearray(size))
@@ -336,10 +340,13 @@ class Client:
             if number:
                 await self._guide.renew()
             failed = self._guide.failed()
-            for url in sorted(planned, key=lambda url: _base(url) in failed) or self._guide.urls(digest):
+            for url in sorted(planned, key=lambda url: _base(url) in failed) or self._guide.urls(digest, private):
                 begun = reached
+                fields = self._guide.credentials(_base(url)) if private else {}
                 try:
-                    async with open_blob(self._http, url, start=reached, size=size, max_size=size) as body:
+                    async with open_blob(
+                        self._http, url, start=reached, size=size, max_size=size, headers=fields
+                    ) as body:
                         outcome = _DETAIL.search(body.cache_status)
                         served = (_base(url), outcome[1] if outcome else "origin")
                         self._guide.hear(_base(url), body.epoch)
@@ -357,7 +364,7 @@ class Client:
                         raise IntegrityError(f"{url} sent bytes that do not match the digest")
                     return data
                 except (NotFound, UpstreamError) as error:
-                    failure = error
+                    failure = error.refusal if isinstance(error, NotLetIn) else error
                     if reached == begun or error.error_code in _STUCK:
                         self._guide.blame(_base(url), error)
         raise failure
@@ -373,13 +380,20 @@ class SyncClient:
         region: str | None = None,
         concurrency: int = CONCURRENCY,
         kept: Kept | None = None,
+        token: str = "",
     ) -> None:
         """See ``Client``."""
         self._router, self._region, self._concurrency = router, region, concurrency
-        self._kept = kept or Kept()
+        self._kept, self._token = kept or Kept(), token
 
     def _make(self) -> Client:
-        return Client(self._router, region=self._region, concurrency=self._concurrency, kept=self._kept)
+        return Client(
+            self._router,
+            region=self._region,
+            concurrency=self._concurrency,
+            kept=self._kept,
+            token=self._token,
+        )
 
     def get(
         self,

@@ -20,7 +20,7 @@ from aiohttp_socks import ProxyConnector
 
 from shared import codec
 from shared.clock import SystemClock
-from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
+from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, RequestError, UpstreamError
 from shared.ids import parse_name
 from shared.token_file import TokenFile
 from shared.view import EPOCH
@@ -78,6 +78,18 @@ class Answered(UpstreamError):
     """A source that is there, and answered with an error: its own trouble, or that of its sources."""
 
 
+class NotLetIn(Answered):
+    """A source that wants a token, or another one than it was shown.
+
+    To whoever asks a service of ours that is the service's trouble with its source, so the status is that of any
+    other. Who shows a token of its own raises ``refusal`` in its place.
+    """
+
+    def __init__(self, url: str, code: str) -> None:
+        super().__init__(f"{url} refused: {CODES[code].title}")
+        self.refusal = RequestError(f"{CODES[code].title} ({url})", code=code)
+
+
 class Sessions:
     """The sessions of a process: one for all, and one for each upstream that has a proxy of its own."""
 
@@ -129,6 +141,8 @@ async def fetch(
                 return Fetched(304, b"", answer.headers)
             if answer.status == 404:
                 raise await _not_found(answer, missing)
+            if answer.status in (401, 403):
+                raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status != 200:
                 raise Answered(f"{url} answered {answer.status}")
             body = bytearray()
@@ -183,6 +197,8 @@ async def open_blob(
                 answer = await stack.enter_async_context(asking)
             if answer.status == 404:
                 raise await _not_found(answer, "unknown_blob")
+            if answer.status in (401, 403):
+                raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status not in (200, 206):
                 raise Answered(f"{url} answered {answer.status}")
             if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -227,6 +243,17 @@ async def _exactly(
         yield chunk
     if left:
         raise UpstreamError(f"{url} broke off {left} bytes early")
+
+
+async def _given_code(answer: aiohttp.ClientResponse) -> str:
+    """The code that a server of ours gave with an error; empty for any other's."""
+    if answer.content_type != "application/problem+json":
+        return ""
+    with suppress(DecodeError, AttributeError):
+        given = codec.decode_json(await answer.content.read(codec.MAX_JSON)).get("code")
+        if isinstance(given, str) and given in CODES and CODES[given].status == answer.status:
+            return given
+    return ""
 
 
 async def _not_found(answer: aiohttp.ClientResponse, missing: str) -> NotFound:
