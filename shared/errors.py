@@ -91,6 +91,9 @@ CODES: Mapping[str, Meaning] = {
     "bad_tasks": Meaning(422, EXIT_USAGE, "The tasks file is not valid."),
     "bad_config": Meaning(500, EXIT_CONFIG, "The settings are not valid."),
     "disk": Meaning(507, EXIT_DISK, "The disk refused to store this."),
+    "store_denied": Meaning(502, EXIT_AUTH, "The object store refuses these credentials."),
+    "store_timeout": Meaning(504, EXIT_NETWORK, "The object store did not answer in time."),
+    "store_failed": Meaning(502, EXIT_NETWORK, "The object store failed, or could not be reached."),
     "exists": Meaning(409, EXIT_USAGE, "The target is there already."),
 }
 
@@ -199,6 +202,12 @@ class DiskError(LocalError):
     """The disk refused: full, read-only or failing."""
 
     code = "disk"
+
+
+class StoreError(LocalError):
+    """The object store behind an origin refused or failed; the code says which."""
+
+    code = "store_failed"
 
 
 class PublishError(LocalError):

@@ -1,4 +1,4 @@
-"""The storage contract on a directory and on an object store in memory; and what a directory adds."""
+"""The storage contract on a directory and on a real S3-speaking server; and what a directory adds."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ class TestDirectory(StorageContract):
             await storage.ref("acme/tiny", "main")
 
 
-class TestMemory(StorageContract):
-    """An object store by URL."""
+class TestS3(StorageContract):
+    """An object store by URL, below a prefix of a bucket."""
 
     @pytest.fixture
-    def storage(self) -> Storage:
-        """In memory."""
-        return Storage("memory:///")
+    def storage(self, s3: str) -> Storage:
+        """On a real server."""
+        return Storage(s3)
 
 
 @pytest.mark.parametrize("location", ["nonsense://x", "/proc/nope/x"])
