@@ -38,6 +38,8 @@ PURE = [
     "shared.health",
     "shared.nearness",
     "shared.view",
+    "shared.trust",
+    "shared.trust_names",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
