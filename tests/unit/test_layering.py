@@ -39,6 +39,8 @@ PURE = [
     "shared.nearness",
     "shared.view",
     "shared.tokens",
+    "shared.trust",
+    "shared.trust_names",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
