@@ -47,6 +47,7 @@ from shared.ids import DEFAULT_REF, TaskId, is_revision, parse_model, parse_name
 from shared.layout import Layout
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
+from shared.web.access import is_private
 from shared.web.session import Fetched, NotLetIn, make_session, open_blob
 
 DEFAULT_ROUTER = "http://127.0.0.1:8700"
@@ -102,6 +103,8 @@ class Client:
         self._concurrency = concurrency
         self._kept = kept or Kept()
         self._token = token
+        self._private: set[str] = set()
+        """Models whose shards are at paths of their own, as whoever sent the manifest says: it is no matter of trust."""
         self._session: aiohttp.ClientSession | None = None
         self._guided: Guide | None = None
 
@@ -235,6 +238,8 @@ class Client:
             manifest = await asyncio.to_thread(manifests.decode, answer.body)
             if manifest.model != model:
                 raise WrongModel(f"a manifest of {manifest.model} came where {model} was asked for")
+            if is_private(answer.headers):
+                self._private.add(model)
             return manifest
 
         return await self._guide.ask(
@@ -309,10 +314,11 @@ class Client:
     ) -> None:
         """Fetch shards in order, several at once; the first error ends them all and is raised as it is."""
         waiting = iter(needed)
+        private = manifest.model if manifest.model in self._private else ""
 
         async def work() -> None:
             for digest in waiting:
-                data = await self._fetch(digest, manifest.shards[digest], urls.get(digest, ()), sources, meter)
+                data = await self._fetch(digest, manifest.shards[digest], urls.get(digest, ()), sources, meter, private)
                 await asyncio.to_thread(assembly.put, digest, data)
 
         try:
@@ -326,10 +332,10 @@ class Client:
         self,
         digest: Digest,
         size: int,
-        private: str,
         planned: Sequence[str],
         sources: Counter[tuple[str, str]],
         meter: _Meter,
+        private: str = "",
     ) -> memoryview:
         """One shard (of the ``private`` model, if any), verified, from ``planned`` URLs or by the view. Raises the last source's error when all have
         failed. In a round nobody is asked twice."""

@@ -124,6 +124,11 @@ def token_text(request: web.Request) -> str:
     return next(iter(shown), "")
 
 
+def is_private(fields: Mapping[str, str]) -> bool:
+    """Whether an answer with these fields was for who may see something private."""
+    return fields.get("Cache-Control") == PRIVATE_FIELDS["Cache-Control"]
+
+
 async def keep_private(request: web.Request, response: web.StreamResponse) -> None:
     """Keep an answer out of other people's caches where it is not for all; called before its head is sent."""
     if _PRIVATE in request:
