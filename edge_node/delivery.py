@@ -28,11 +28,12 @@ from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, Whole, evaluate
 from shared.digest import Digest, hex_of
+from shared.errors import UpstreamError
 from shared.ids import is_revision
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.web.access import private_model, token_text
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
@@ -201,6 +202,10 @@ class Delivery:
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing, from the catalog."""
         return await self._catalog.listing(path)
+
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata. Raises UpstreamError."""
+        raise UpstreamError("not served here yet")
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """This node, then the origins."""

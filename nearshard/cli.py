@@ -1,7 +1,7 @@
 """The ``nearshard`` command.
 
-Services and ``publish`` are programs of their own packages (the parts never import each other), so those words
-replace this process by ``python -m <package>``; the rest is here.
+Services, ``publish`` and ``trust`` are programs of their own packages (the parts never import each other), so those
+words replace this process by ``python -m <package>``; the rest is here.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from shared.token_file import read_token
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
     "publish": ("origin.publish_command", "Publish a model directory."),
+    "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
     "origin": ("origin", "Run an origin."),
     "router": ("router", "Run a router."),
     "edge": ("edge_node", "Run an edge node."),

@@ -104,7 +104,7 @@ class Client:
         self._kept = kept or Kept()
         self._token = token
         self._private: set[str] = set()
-        """Models whose shards are at paths of their own, as whoever sent the manifest says: it is no matter of trust."""
+        """Models whose shards are at paths of their own, as whoever sent the manifest says: no matter of trust."""
         self._session: aiohttp.ClientSession | None = None
         self._guided: Guide | None = None
 
@@ -337,8 +337,10 @@ class Client:
         meter: _Meter,
         private: str = "",
     ) -> memoryview:
-        """One shard (of the ``private`` model, if any), verified, from ``planned`` URLs or by the view. Raises the last source's error when all have
-        failed. In a round nobody is asked twice."""
+        """One shard (of the ``private`` model, if any), verified, from ``planned`` URLs or by the view.
+
+        Raises the last source's error when all have failed. In a round nobody is asked twice.
+        """
         failure: NearshardError = UpstreamError(f"nobody is named who has {digest}")
         data = memoryview(bytearray(size))
         reached, hashed = 0, hashlib.sha256()

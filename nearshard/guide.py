@@ -219,8 +219,8 @@ class Guide:
         """What ``take`` makes of the document at ``path``, of the first source from which it makes something.
 
         Routers are asked first, then nodes by ``key``; for what is ``immutable`` nodes first. ``take`` is given the
-        source's URL, and raises UpstreamError where the next one is to be asked. Raises NotFound, RequestError for a token
-        that is refused, or the last UpstreamError.
+        source's URL, and raises UpstreamError where the next one is to be asked. Raises NotFound, RequestError for a
+        token that is refused, or the last UpstreamError.
         """
         failure: NearshardError = UpstreamError(code="no_nodes")
         for base in self._bases(key, immutable=immutable):

@@ -5,10 +5,11 @@ The tree, with every path made here::
     blobs/<2 hex>/<64 hex>                          a public shard, named by its digest
     models/<org>/<name>/blobs/<2 hex>/<64 hex>      a shard of a private model
     models/<org>/<name>/manifests/<64 hex>          a revision's manifest, named by its digest
-    models/<org>/<name>/refs/<ref>                  JSON: the revision that a ref means, and since when
+    trust/<file>                                    signed metadata: what refs mean (origin.trust_store)
     tmp/<random>                                    a write in progress (directories only)
 
-Objects but refs are never overwritten with other bytes. What a shard is, its digest says: never the store's ETag.
+Objects but ``trust/timestamp.json`` are never overwritten with other bytes. What a shard is, its digest says: never the
+store's ETag.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from origin.objects import TMP, Buffer, Objects, Version, open_objects, shown
-from shared import codec
 from shared.digest import Digest, hex_of, parse_digest
-from shared.errors import DecodeError, DiskError, NotFound
-from shared.ids import as_revision, is_revision, parse_model, parse_ref
+from shared.errors import NotFound
+from shared.ids import parse_model
 from shared.manifest import Manifest, decode
 
 ABANDONED = timedelta(days=1)
@@ -30,15 +30,15 @@ ABANDONED = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Ref:
-    """What a ref means, and since when (ISO 8601, UTC)."""
+class Seen:
+    """A small object as it was read; ``tag`` tells it from others that were under its name."""
 
-    revision: Digest
-    published: str
+    data: bytes
+    tag: Version
 
 
 class Storage:
-    """Shards, manifests and refs in an object store. Safe to use from several processes.
+    """Shards, manifests and signed metadata in an object store. Safe to use from several processes.
 
     ``model`` of a shard is the private model whose shard it is; empty for a public one. Every method raises DiskError
     or StoreError where the store fails.
@@ -100,32 +100,11 @@ class Storage:
         await self.objects.put(path, data)
         return True
 
-    # Manifests and refs
+    # Manifests
 
     async def put_manifest(self, manifest: Manifest) -> None:
         """Store a manifest. Every shard that it lists must be stored and synced before."""
         await self.objects.put(_manifest(manifest.model, manifest.revision), manifest.encoded)
-
-    async def put_ref(self, model: str, ref: str, revision: Digest, now: datetime) -> None:
-        """Make a ref mean a revision, whose manifest is stored and synced; durable on return."""
-        record = {"revision": revision, "published": now.astimezone(UTC).isoformat(timespec="seconds")}
-        await self.replace(_ref(model, ref), codec.encode_json(record), None)
-
-    async def ref(self, model: str, ref: str) -> Ref:
-        """What a ref means. Raises NotFound: ``unknown_model`` or ``unknown_revision``."""
-        try:
-            record = codec.decode_json((await self.get(_ref(model, ref)))[0])
-            return Ref(parse_digest(record["revision"]), str(record["published"]))
-        except NotFound:
-            if not await self._any(f"{_model(model)}/refs"):
-                raise NotFound(f"there is no model {model}", code="unknown_model") from None
-            raise NotFound(f"{model} has no ref {ref!r}", code="unknown_revision") from None
-        except (DecodeError, KeyError, TypeError) as error:
-            raise DiskError(f"the ref {model}@{ref} in the store is damaged: {error}") from error
-
-    async def resolve(self, model: str, ref: str) -> Digest:
-        """The revision that a ref or revision means. Raises NotFound for a ref."""
-        return as_revision(ref) if is_revision(ref) else (await self.ref(model, ref)).revision
 
     async def manifest(self, model: str, revision: Digest) -> Manifest:
         """A stored manifest. Raises NotFound; ManifestInvalid where the store is damaged."""
@@ -140,10 +119,6 @@ class Storage:
             return False
         return True
 
-    async def models(self) -> list[str]:
-        """The models that have a ref, sorted."""
-        return [model for model in await self.names() if await self._any(f"{_model(model)}/refs")]
-
     async def names(self) -> list[str]:
         """The models of which there is anything, sorted: also those that no ref makes visible."""
         found = []
@@ -151,18 +126,29 @@ class Storage:
             found += [f"{org}/{name}" for name in await self.objects.folders(f"models/{org}")]
         return [parse_model(model) for model in found]
 
-    async def refs(self, model: str) -> dict[str, Ref]:
-        """The refs of a model. Raises NotFound for a model that has none."""
-        paths = [path async for path in self.paths(f"{_model(model)}/refs")]
-        if not paths:
-            raise NotFound(f"there is no model {model}", code="unknown_model")
-        names = sorted(parse_ref(path.rpartition("/")[2]) for path in paths)
-        return {name: await self.ref(model, name) for name in names}
-
     async def revisions(self, model: str) -> list[Digest]:
         """The stored revisions of a model, in no order that means anything."""
         paths = [path async for path in self.paths(f"{_model(model)}/manifests")]
         return sorted(parse_digest("sha256:" + path.rpartition("/")[2]) for path in paths)
+
+    # Signed metadata
+
+    async def trust_file(self, name: str) -> Seen:
+        """A file of the signed metadata. Raises NotFound."""
+        with _missing("unknown_metadata"):
+            return Seen(*await self.get(_trust(name)))
+
+    async def trust_files(self) -> list[str]:
+        """The names of all of them."""
+        return [path.rpartition("/")[2] async for path in self.paths("trust")]
+
+    async def create_trust(self, name: str, data: bytes) -> bool:
+        """Store a file unless there is one of that name; durable on return. Of two who try, one is told True."""
+        return await self.create(_trust(name), data)
+
+    async def replace_trust(self, name: str, data: bytes, seen: Seen) -> bool:
+        """Replace a file in one step where it is still what was ``seen``; durable on return. Else gives False."""
+        return await self.replace(_trust(name), data, seen.tag) is not None
 
     # Durability
 
@@ -178,11 +164,6 @@ class Storage:
                 await self.objects.delete(entry.path)
                 dropped += 1
         return dropped
-
-    async def _any(self, prefix: str) -> bool:
-        async for _ in self.paths(prefix):
-            return True
-        return False
 
 
 @contextmanager
@@ -207,5 +188,5 @@ def _manifest(model: str, revision: Digest) -> str:
     return f"{_model(model)}/manifests/{hex_of(revision)}"
 
 
-def _ref(model: str, ref: str) -> str:
-    return f"{_model(model)}/refs/{ref}"
+def _trust(name: str) -> str:
+    return f"trust/{name}"

@@ -24,6 +24,7 @@ from origin.keyring import keys_beside, load_ring
 from origin.signing import CUSTOM
 from origin.storage import Storage
 from origin.token_keys import TokenKeys
+from origin.trust_setup import roll_forward
 from origin.trust_store import TrustStore
 from shared.clock import SystemClock
 from shared.config import load
@@ -179,8 +180,8 @@ def _change(store: str, keys: Path | None, change: Callable[[AccessList], Access
         return change(AccessList.parse(fields)).document()
 
     async def put() -> AccessList:
-        state = await trust.state()
-        await trust.change_access(changed, ring.online(state), datetime.now(UTC))
+        now = datetime.now(UTC)
+        await trust.change_access(changed, await roll_forward(trust, ring, now), now)
         return await _access(trust)
 
     return asyncio.run(put())

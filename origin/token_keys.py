@@ -41,9 +41,9 @@ class TokenKeys:
                 f"{self.folder / KEY}: there is no key to sign tokens with; make one: nearshard token rotate"
             ) from None
 
-    def exists(self) -> bool:
-        """Whether there is a key."""
-        return (self.folder / KEY).exists()
+    def make(self) -> NodeKey:
+        """The first key."""
+        return load_or_make_key(self.folder / KEY)
 
     def issued_until(self, now: float) -> float:
         """When the last token of the present key expires, in seconds since 1970; where that is not known, the latest

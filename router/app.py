@@ -44,7 +44,7 @@ from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.nearness import Nearness
 from shared.node import Node, State
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
 from shared.token_file import TokenFile
@@ -140,6 +140,10 @@ class RouterTier:
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing, from the catalog."""
         return await self._catalog.listing(path)
+
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata. Raises UpstreamError."""
+        raise UpstreamError("not served here yet")
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """Each shard's owners in the client's region, then others, then the origins. A node that is named first

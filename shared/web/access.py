@@ -17,8 +17,9 @@ from aiohttp import web
 
 from shared.clock import Clock
 from shared.errors import NotFound, RequestError
-from shared.paths import BlobPath, ModelsPath, ReadPath
+from shared.paths import BlobPath, ModelsPath, ReadPath, TrustPath
 from shared.tokens import AccessList, Forbidden, Right, Token, TokenMissing
+from shared.trust_names import private_org
 
 QUERY = "token"
 """The parameter that a signed URL carries its token in (RFC 6750 §2.3)."""
@@ -65,7 +66,10 @@ class Gate:
         token = await self.token(request)
         if isinstance(path, ModelsPath):
             return  # its names are let through one by one
-        if isinstance(path, BlobPath):
+        if isinstance(path, TrustPath):
+            if org := private_org(path.role):  # that there is such a role, all may know: so this says what is missing
+                await self.require_in(request, Right.READ, org)
+        elif isinstance(path, BlobPath):
             await self._enter_blob(request, path, token)
         elif not await self._visibility.is_public(path.model):
             self._enter_private(request, path.model, token)

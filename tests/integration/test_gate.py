@@ -21,7 +21,7 @@ from shared.keys import NodeKey
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task
 from shared.metrics import Metrics
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.tokens import AccessList, Right, Scope, TokenKey, issue, key_id, parse_scopes
 from shared.web.access import Gate
 from shared.web.middleware import make_app
@@ -64,6 +64,10 @@ class Tier:
         if isinstance(path, ModelsPath):
             return Listing(json.dumps({"models": [PUBLIC, SECRET, "other/secret"]}).encode())
         self.asked.append(path.model)
+        return Listing(b"{}")
+
+    async def trust(self, path: TrustPath) -> Listing:
+        self.asked.append(path.role)
         return Listing(b"{}")
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
@@ -211,6 +215,19 @@ async def test_a_listing_names_what_the_asker_may_see(net: Network) -> None:
         assert fields["Vary"] == "Authorization"
         assert fields["Cache-Control"].startswith("private" if shown else "public")
         assert (await net.get("/models", shown, **{"If-None-Match": fields["ETag"]}))[0] == 304
+
+
+async def test_what_an_organisation_keeps_private_is_signed_for_in_a_file_for_those_with_a_token(net: Network) -> None:
+    path = "/trust/3.acme~private.json"
+    assert await net.code(path) == (401, "token_missing")
+    assert (await net.get(path))[1]["WWW-Authenticate"] == "Bearer"
+    assert await net.code(path, token("other/*:read")) == (403, "forbidden")
+    assert net.tier.asked == []
+    for scope in ("acme/*:read", "acme/secret:read", "*/*:read"):
+        status, fields, _ = await net.get(path, token(scope))
+        assert (status, fields["Cache-Control"]) == (200, "private, no-store")
+    for public in ("acme~public", "targets", "access", "root"):
+        assert (await net.get(f"/trust/3.{public}.json"))[0] == 200
 
 
 async def test_a_public_model_has_no_shards_of_its_own(net: Network) -> None:
