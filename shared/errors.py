@@ -56,6 +56,7 @@ CODES: Mapping[str, Meaning] = {
     "unknown_file": Meaning(404, EXIT_NOT_FOUND, "The model has no such file at this revision."),
     "unknown_blob": Meaning(404, EXIT_NOT_FOUND, "There is no such shard."),
     "unknown_node": Meaning(404, EXIT_NOT_FOUND, "There is no such node."),
+    "unknown_metadata": Meaning(404, EXIT_NOT_FOUND, "There is no such metadata."),
     "method_not_allowed": Meaning(405, EXIT_USAGE, "The method is not allowed here; see Allow."),
     "not_acceptable": Meaning(406, EXIT_USAGE, "No representation matches Accept."),
     "timed_out": Meaning(408, EXIT_NETWORK, "The request was not received in time."),

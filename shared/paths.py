@@ -14,6 +14,7 @@ from shared.digest import Digest, parse_digest
 from shared.errors import BadId, ManifestInvalid, NotFound
 from shared.ids import TaskId, parse_model, parse_ref_or_revision, parse_task_id
 from shared.manifest import check_path
+from shared.trust_names import file_name, parse_file_name
 
 MAX_TARGET = 8000
 """Characters of a path: the longest that a manifest can hold, each byte escaped, fits in a request line."""
@@ -92,7 +93,21 @@ class FilePath:
         return file_path(self.model, revision, self.path)
 
 
-ReadPath = TaskPath | BlobPath | ModelsPath | ModelPath | ManifestPath | FilePath
+@dataclass(frozen=True, slots=True)
+class TrustPath:
+    """``/trust/<file>``: a file of the signed metadata."""
+
+    role: str
+    version: int
+    """0 of the timestamp, the one file that changes."""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return file_name(self.role, self.version)
+
+
+ReadPath = TaskPath | BlobPath | ModelsPath | ModelPath | ManifestPath | FilePath | TrustPath
 
 
 def decode_path(raw: str) -> str:
@@ -123,6 +138,10 @@ def parse_path(raw: str) -> ReadPath:
         return TaskPath(parse_task_id("/".join(rest)))
     if head == "blobs" and len(rest) == 1:
         return BlobPath(parse_digest(rest[0]))
+    if head == "trust" and len(rest) == 1:
+        if found := parse_file_name(rest[0]):
+            return TrustPath(*found)
+        raise NotFound("no metadata is called that", code="unknown_metadata")
     if head == "models":
         if not rest:
             return ModelsPath()
@@ -147,6 +166,11 @@ def parse_path(raw: str) -> ReadPath:
 def blob_path(digest: Digest) -> str:
     """The path of one shard."""
     return f"/blobs/{digest}"
+
+
+def trust_path(role: str, version: int) -> str:
+    """The path of a file of the signed metadata."""
+    return f"/trust/{file_name(role, version)}"
 
 
 def manifest_path(model: str, ref: str) -> str:

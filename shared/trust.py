@@ -158,7 +158,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class _Role:
+class Verified:
     """A delegated role, verified: its file and what it says."""
 
     data: bytes
@@ -177,9 +177,7 @@ class Trust:
         """``kept``: what ``metadata`` was made of; of what did not verify (any more) it has the files all the same,
         against which newer ones are held."""
         self._metadata, self._before = metadata, kept
-        self._roles: dict[str, _Role] = {}
-        self.refused: dict[str, TrustError] = {}
-        """Roles of which nobody has metadata that verifies, and why."""
+        self._roles: dict[str, Verified] = {}
         self.complete = TARGETS in metadata
         """Whether there is all that refs are looked up by."""
         self._expiries: list[tuple[float, str]] = []
@@ -259,16 +257,23 @@ class Trust:
         """The file of a delegated role. Raises TrustError."""
         return _wanted(role, self._meta(role))
 
-    def take(self, role: str, data: bytes, now: float) -> None:
-        """Verify and add a delegated role. Raises TrustError."""
+    def verify(self, role: str, data: bytes, now: float) -> Verified:
+        """A delegated role, to be added. Raises TrustError."""
         self._metadata.reference_time = _datetime(now)
         before = self._before.roles.get(role, b"")
         with _explained(self._metadata, TARGETS, role, data, self._before.retired):
             signed = self._metadata.update_delegated_targets(data, role, TARGETS)
         _check_same(self._metadata.targets, role, before, data)
-        self._roles[role] = _read_role(role, signed, self._delegations()[role], data)
-        self.refused.pop(role, None)
+        return _read_role(role, signed, self._delegations()[role], data)
+
+    def add(self, role: str, verified: Verified) -> None:
+        """Believe it."""
+        self._roles[role] = verified
         self._make_room(role)
+
+    def take(self, role: str, data: bytes, now: float) -> None:
+        """Both. Raises TrustError."""
+        self.add(role, self.verify(role, data, now))
 
     def carry_over(self, now: float) -> None:
         """Add the roles from before that still hold."""
@@ -658,7 +663,7 @@ def _datetime(seconds: float) -> datetime:
 # What a role says
 
 
-def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: bytes) -> _Role:
+def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: bytes) -> Verified:
     """Targets outside what is delegated do not count (§5.6.7.2). Raises TrustError."""
     found: dict[tuple[str, str], Target] = {}
     for path, target in signed.targets.items():
@@ -668,7 +673,7 @@ def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: byte
     ours = signed.unrecognized_fields.get(_FIELD)
     models = frozenset(model for model, _ in found)
     expires = signed.expires.timestamp()
-    return _Role(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {})
+    return Verified(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {})
 
 
 def _place(role: str, path: str) -> tuple[str, str] | None:

@@ -27,6 +27,7 @@ from shared.paths import (
     ModelsPath,
     ReadPath,
     TaskPath,
+    TrustPath,
     parse_path,
 )
 from shared.representation import BINARY, IMMUTABLE, REVALIDATE, disposition
@@ -37,7 +38,7 @@ MANIFEST = "application/vnd.nearshard.manifest+msgpack"
 _OFFERS = (BINARY, plan.MSGPACK, plan.JSON, metalink.METALINK)
 KINDS: Mapping[type, str] = {
     TaskPath: "task", BlobPath: "blob", FilePath: "file",
-    ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models",
+    ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models", TrustPath: "trust",
 }  # fmt: skip
 
 
@@ -53,7 +54,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Listing:
-    """The JSON body of ``/models`` or ``/models/<model>``."""
+    """The JSON body of ``/models``, ``/models/<model>`` or a file of the signed metadata."""
 
     body: bytes
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +74,10 @@ class Tier(Protocol):
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing. Raises NotFound or UpstreamError."""
+        ...
+
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata. Raises NotFound or UpstreamError."""
         ...
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
@@ -121,7 +126,7 @@ def add_routes(app: web.Application, tier: Tier, metrics: Metrics, *, degraded: 
     async def render(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE, **_PRIVATE})
 
-    for prefix in ("/shards/" + _ANY, "/blobs/" + _ANY, "/models", "/models/" + _ANY):
+    for prefix in ("/shards/" + _ANY, "/blobs/" + _ANY, "/models", "/models/" + _ANY, "/trust/" + _ANY):
         get(app, prefix, read)
     for name, handler in (("healthz", healthz), ("readyz", readyz), ("status", status), ("metrics", render)):
         get(app, f"/{name}", handler)
@@ -150,6 +155,11 @@ async def _answer(tier: Tier, request: web.Request, path: ReadPath) -> web.Strea
             fields = {**found.fields, "Nearshard-Revision": revision}
             etag = revision.removeprefix("sha256:")
             return document(request, found.manifest.encoded, MANIFEST, etag, lifetime, fields)
+        case TrustPath():
+            # What is private among these is to be asked for with a token: here, before the tier looks at anything.
+            found_file = await tier.trust(path)
+            lifetime = IMMUTABLE if path.version else REVALIDATE
+            return document(request, found_file.body, "application/json", found_file.etag, lifetime, found_file.fields)
         case BlobPath():
             return await tier.bytes(request, path)
         case TaskPath() | FilePath():
