@@ -1,7 +1,7 @@
 """The ``nearshard`` command.
 
-Services and ``publish`` are programs of their own packages (the parts never import each other), so those words
-replace this process by ``python -m <package>``; the rest is here.
+Services, ``publish`` and ``trust`` are programs of their own packages (the parts never import each other), so those
+words replace this process by ``python -m <package>``; the rest is here.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from shared.ids import DEFAULT_REF, parse_name
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "publish": ("origin.publish_command", "Publish a model directory."),
+    "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
     "origin": ("origin", "Run an origin."),
     "router": ("router", "Run a router."),
     "edge": ("edge_node", "Run an edge node."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,8 @@ from shared.web.session import fetch, make_session
 
 READY = 30.0
 """Seconds in which everything must be ready."""
+KEYS = "keys"
+"""The folder of the network's keys, beside its store, where ``nearshard publish`` looks for them."""
 POLL = 0.05
 """Seconds between two looks at what is starting."""
 
@@ -86,7 +89,7 @@ async def up(
             waiting.cancel()
             return
         await waiting
-        document = _describe(processes, network)
+        document = _describe(processes, network, data)
         if ready_file:
             await asyncio.to_thread(write_ready, ready_file, document)
         say(f"ready: router {network.router}, origin {network.origin}, {len(network.edges)} edges; Ctrl-C ends it")
@@ -117,6 +120,7 @@ async def _start(processes: Processes, network: Network, data: Path, *, own_redi
         return [sys.executable, "-m", module, *common, *words]
 
     store = str(data / "origin")
+    await asyncio.to_thread(_make_trust, data)
     await processes.start("origin", python("origin", "origin", network.origin, "--store", store), last=True)
     default = network.edges[0].region if network.edges else "default"
     words = ["--origin", network.origin, "--redis", network.redis, "--default-region", default]
@@ -138,6 +142,22 @@ def _enrol(network: Network, data: Path) -> Path:
         enrolled.append(Enrolled(Node(edge.id, edge.url, edge.region, 1), key.public))
     file.write_text("".join(f"{enrolment_line(node)}\n" for node in enrolled), encoding="utf-8")
     return file
+
+
+def _make_trust(data: Path) -> None:
+    """Make the network's keys and its signed metadata, the first time. Raises LocalError."""
+    if root_file(data).exists():
+        return
+    words = ["init", "--store", str(data / "origin"), "--keys", str(data / KEYS), "--root-file", str(root_file(data))]
+    command = [sys.executable, "-m", "origin.trust_command", *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise LocalError(f"no keys could be made: {done.stderr.strip().removeprefix('error: ')}")
+
+
+def root_file(data: Path) -> Path:
+    """What whoever checks knows the network by: its first root."""
+    return data / "root.json"
 
 
 def _run_dir(data: Path) -> Path:
@@ -182,11 +202,12 @@ async def _until_known(session: aiohttp.ClientSession, network: Network) -> None
         await asyncio.sleep(POLL)
 
 
-def _describe(processes: Processes, network: Network) -> dict[str, Any]:
+def _describe(processes: Processes, network: Network, data: Path) -> dict[str, Any]:
     return {
         "router": network.router,
         "origin": network.origin,
         "redis": network.redis,
+        "trust_root": str(root_file(data)),
         "edges": [
             {"id": edge.id, "region": edge.region, "url": edge.url, "pid": processes.pid(edge.id)}
             for edge in network.edges

@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from origin.config import OriginSettings
 from origin.storage import Storage
+from origin.trust_store import TrustStore
 from shared import codec, plan, representation
 from shared.clock import Clock
 from shared.digest import Digest
@@ -18,7 +19,7 @@ from shared.ids import DEFAULT_REF
 from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
@@ -32,15 +33,15 @@ MANIFESTS = 64
 class OriginTier:
     """The read surface over a Storage."""
 
-    def __init__(self, storage: Storage, url: str, metrics: Metrics) -> None:
-        self._storage = storage
+    def __init__(self, trust: TrustStore, url: str, metrics: Metrics) -> None:
+        self._trust, self._storage = trust, trust.storage
         self._url = url
         self._metrics = metrics
         self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
 
     async def resolve(self, model: str, ref: str) -> Resolved:
         """The manifest of a ref or revision. Raises NotFound."""
-        revision = await self._storage.resolve(model, ref)
+        revision = await self._trust.resolve(model, ref)
         manifest = self._manifests.get(revision)
         if manifest is None or manifest.model != model:
             manifest = await self._storage.manifest(model, revision)
@@ -53,8 +54,8 @@ class OriginTier:
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """Names, or one model's refs, revisions, tasks and files (of ``main``, or of its first ref)."""
         if isinstance(path, ModelsPath):
-            return Listing(codec.encode_json({"models": await self._storage.models()}))
-        refs = await self._storage.refs(path.model)
+            return Listing(codec.encode_json({"models": await self._trust.models()}))
+        refs = await self._trust.refs(path.model)
         shown = DEFAULT_REF if DEFAULT_REF in refs else next(iter(refs))
         manifest = (await self.resolve(path.model, refs[shown].revision)).manifest
         return Listing(
@@ -81,6 +82,10 @@ class OriginTier:
                 }
             )
         )
+
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata, from storage. Raises NotFound."""
+        return Listing(await self._trust.file(path.role, path.version))
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """This origin alone."""
@@ -113,7 +118,7 @@ class OriginTier:
             "service": "origin",
             "url": self._url,
             "store": repr(self._storage),
-            "models": await self._storage.models(),
+            "models": await self._trust.models() if await self._trust.exists() else [],
         }
 
     def not_ready(self) -> str:
@@ -124,7 +129,7 @@ class OriginTier:
 def build_app(settings: OriginSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
     """The origin, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
-    storage = Storage(settings.store)
+    trust = TrustStore(Storage(settings.store))
     app = make_app("nearshard-origin", clock, metrics, log)
-    add_routes(app, OriginTier(storage, url, metrics), metrics)
+    add_routes(app, OriginTier(trust, url, metrics), metrics)
     return app

@@ -7,21 +7,26 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from origin.config import OriginSettings
+from origin.commit import LocalSink
+from origin.config import OriginSettings, default_data
 from origin.cutting import LIMIT, TARGET
+from origin.keyring import Keyring, keys_beside, load_ring
 from origin.publish import Published, publish
 from origin.storage import Storage
+from origin.trust_setup import delegate_any
+from origin.trust_store import TrustStore
 from shared.config import load, size
 from shared.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, NearshardError, UpstreamError
 from shared.ids import parse_model, parse_ref
 from shared.manifest import MAX_SHARD
+from shared.trust_names import org_of
 from shared.web.announce import announce
 from shared.web.session import make_session
 
@@ -35,6 +40,10 @@ def command(
     ref: Annotated[str, typer.Option(help="Name that will mean this revision.")] = "main",
     tasks: Annotated[Path | None, typer.Option(help="Tasks file; DIR/nearshard.toml by default.")] = None,
     store: Annotated[str | None, typer.Option(help="Directory or URL of the origin's store.")] = None,
+    keys: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder with your key, and with the online key of a store at hand; again for more."),
+    ] = None,
     shard_target: Annotated[str, typer.Option(help="Bytes that a shard should have.")] = f"{TARGET >> 20}MiB",
     shard_limit: Annotated[str, typer.Option(help="Bytes that a shard may have.")] = f"{LIMIT >> 20}MiB",
     router: Annotated[
@@ -49,17 +58,18 @@ def command(
         raise ConfigError(
             f"--shard-target is at least 4KiB and at most --shard-limit, which is at most {MAX_SHARD >> 20}MiB"
         )
-    storage = Storage(store or load(OriginSettings, []).store)
     parse_model(model), parse_ref(ref)
+    where = store or load(OriginSettings, []).store
+    ring = load_ring(keys or [keys_beside(where, default_data())])
     with _bar() as bar:
         row = bar.add_task(model, total=None)
         done = asyncio.run(
-            publish(
-                storage,
+            _publish(
+                where,
+                ring,
                 directory,
                 model,
                 ref,
-                datetime.now(UTC),
                 tasks_file=tasks,
                 target=target,
                 limit=limit,
@@ -69,6 +79,16 @@ def command(
     if done.changed:
         asyncio.run(_tell(router or [], model))
     _report(done, as_json=as_json)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def _publish(store: str, ring: Keyring, directory: Path, model: str, ref: str, **options: Any) -> Published:
+    trust = TrustStore(Storage(store))
+    await delegate_any(trust, ring, org_of(model), _now())
+    return await publish(LocalSink(trust, ring, _now), directory, model, ref, **options)
 
 
 async def _tell(routers: list[str], model: str) -> None:

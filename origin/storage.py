@@ -4,33 +4,32 @@ The tree, with every path made here::
 
     blobs/<2 hex>/<64 hex>                     a shard, named by its digest
     models/<org>/<name>/manifests/<64 hex>     a revision's manifest, named by its digest
-    models/<org>/<name>/refs/<ref>             JSON: the revision that a ref means, and since when
+    trust/<file>                               signed metadata: what refs mean (origin.trust_store)
     tmp/<random>                               a write in progress (directories only)
 
 Invariant: an object under a final name is complete. A directory gets it as temporary file, fsync, rename;
-a real object store by its own atomic put. Objects but refs are never overwritten with other bytes.
+a real object store by its own atomic put. Objects but ``trust/timestamp.json`` are never overwritten with other bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
 from obstore.store import LocalStore, from_url
 
-from shared import codec
 from shared.digest import Digest, hex_of, parse_digest
-from shared.errors import ConfigError, DecodeError, DiskError, NotFound
-from shared.ids import as_revision, is_revision, parse_model, parse_ref
+from shared.errors import ConfigError, DiskError, NotFound
 from shared.manifest import Manifest, decode
 
 ABANDONED = timedelta(days=1)
@@ -38,11 +37,11 @@ ABANDONED = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Ref:
-    """What a ref means, and since when (ISO 8601, UTC)."""
+class Seen:
+    """A small object as it was read; ``tag`` tells it from others that were under its name."""
 
-    revision: Digest
-    published: str
+    data: bytes
+    tag: str
 
 
 class Storage:
@@ -92,33 +91,11 @@ class Storage:
         await self._put(_blob(digest), data)
         return True
 
-    # Manifests and refs
+    # Manifests
 
     async def put_manifest(self, manifest: Manifest) -> None:
         """Store a manifest. Every shard that it lists must be stored and synced before."""
         await self._put(_manifest(manifest.model, manifest.revision), manifest.encoded)
-
-    async def put_ref(self, model: str, ref: str, revision: Digest, now: datetime) -> None:
-        """Make a ref mean a revision, whose manifest is stored and synced; durable on return."""
-        record = {"revision": revision, "published": now.astimezone(UTC).isoformat(timespec="seconds")}
-        await self._put(_ref(model, ref), codec.encode_json(record))
-        await self.sync()
-
-    async def ref(self, model: str, ref: str) -> Ref:
-        """What a ref means. Raises NotFound: ``unknown_model`` or ``unknown_revision``."""
-        try:
-            record = codec.decode_json(await self._get(_ref(model, ref), "unknown_revision"))
-            return Ref(parse_digest(record["revision"]), str(record["published"]))
-        except NotFound:
-            if not await self._any(f"{_model(model)}/refs"):
-                raise NotFound(f"there is no model {model}", code="unknown_model") from None
-            raise NotFound(f"{model} has no ref {ref!r}", code="unknown_revision") from None
-        except (DecodeError, KeyError, TypeError) as error:
-            raise DiskError(f"the ref {model}@{ref} in the store is damaged: {error}") from error
-
-    async def resolve(self, model: str, ref: str) -> Digest:
-        """The revision that a ref or revision means. Raises NotFound for a ref."""
-        return as_revision(ref) if is_revision(ref) else (await self.ref(model, ref)).revision
 
     async def manifest(self, model: str, revision: Digest) -> Manifest:
         """A stored manifest. Raises NotFound; ManifestInvalid where the store is damaged."""
@@ -133,29 +110,45 @@ class Storage:
             return False
         return True
 
-    async def models(self) -> list[str]:
-        """The models that have a ref, sorted."""
-        names = set()
-        async for path in self._list("models"):
-            match path.split("/"):
-                case [_, org, name, "refs", _]:
-                    names.add(parse_model(f"{org}/{name}"))
-                case _:
-                    pass
-        return sorted(names)
-
-    async def refs(self, model: str) -> dict[str, Ref]:
-        """The refs of a model. Raises NotFound for a model that has none."""
-        paths = [path async for path in self._list(f"{_model(model)}/refs")]
-        if not paths:
-            raise NotFound(f"there is no model {model}", code="unknown_model")
-        names = sorted(parse_ref(path.rpartition("/")[2]) for path in paths)
-        return {name: await self.ref(model, name) for name in names}
-
     async def revisions(self, model: str) -> list[Digest]:
         """The stored revisions of a model, in no order that means anything."""
         paths = [path async for path in self._list(f"{_model(model)}/manifests")]
         return sorted(parse_digest("sha256:" + path.rpartition("/")[2]) for path in paths)
+
+    # Signed metadata
+
+    async def trust_file(self, name: str) -> Seen:
+        """A file of the signed metadata. Raises NotFound."""
+        with _translated("unknown_metadata"):
+            result = await obstore.get_async(self._store, _trust(name))
+            return Seen(bytes(await result.bytes_async()), str(result.meta["e_tag"]))
+
+    async def trust_files(self) -> list[str]:
+        """The names of all of them."""
+        return [path.rpartition("/")[2] async for path in self._list("trust")]
+
+    async def create_trust(self, name: str, data: bytes) -> bool:
+        """Store a file unless there is one of that name; durable on return. Of two who try, one is told True."""
+        with _translated("disk"):
+            if self._root is not None:
+                return await asyncio.to_thread(_link_new, self._root, _trust(name), data)
+            try:
+                await obstore.put_async(self._store, _trust(name), data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+            return True
+
+    async def replace_trust(self, name: str, data: bytes, seen: Seen) -> bool:
+        """Replace a file in one step where it is still what was ``seen``; durable on return. Else gives False."""
+        with _translated("disk"):
+            if self._root is not None:
+                return await asyncio.to_thread(_replace_seen, self._root, _trust(name), data, seen.data)
+            try:
+                mode: Any = {"e_tag": seen.tag}
+                await obstore.put_async(self._store, _trust(name), data, mode=mode, use_multipart=False)
+            except (PreconditionError, NotFoundError, FileNotFoundError):
+                return False
+            return True
 
     # Durability
 
@@ -207,11 +200,6 @@ class Storage:
                     if older_than is None or meta["last_modified"] < older_than:
                         yield str(meta["path"])
 
-    async def _any(self, prefix: str) -> bool:
-        async for _ in self._list(prefix):
-            return True
-        return False
-
 
 @contextmanager
 def _translated(missing: str) -> Iterator[None]:
@@ -222,6 +210,51 @@ def _translated(missing: str) -> Iterator[None]:
         raise NotFound("not in the store", code=missing if missing != "disk" else "unknown_path") from error
     except (BaseError, OSError) as error:
         raise DiskError(f"the store failed: {error}") from error
+
+
+def _link_new(root: Path, path: str, data: bytes) -> bool:
+    """Give ``path`` these bytes unless it is there: temporary file, fsync, link, which one of two does first."""
+    final = root / path
+    final.parent.mkdir(exist_ok=True)
+    with _temporary(root, data) as temporary:
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+    _fsync_all([final.parent, root])
+    return True
+
+
+def _replace_seen(root: Path, path: str, data: bytes, seen: bytes) -> bool:
+    """Replace ``path`` where it still has the bytes ``seen``. A lock keeps others out between the look and the rename;
+    the kernel takes it from whoever is killed."""
+    final = root / path
+    descriptor = os.open(final.with_name(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not final.is_file() or final.read_bytes() != seen:
+            return False
+        with _temporary(root, data) as temporary:
+            temporary.rename(final)
+        _fsync_all([final.parent])
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _temporary(root: Path, data: bytes) -> Iterator[Path]:
+    """A synced file with these bytes, gone at the end unless it was renamed."""
+    temporary = root / "tmp" / secrets.token_hex(8)
+    temporary.parent.mkdir(exist_ok=True)
+    try:
+        with temporary.open("xb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _fsync_all(paths: list[Path] | set[Path]) -> None:
@@ -247,5 +280,5 @@ def _manifest(model: str, revision: Digest) -> str:
     return f"{_model(model)}/manifests/{hex_of(revision)}"
 
 
-def _ref(model: str, ref: str) -> str:
-    return f"{_model(model)}/refs/{ref}"
+def _trust(name: str) -> str:
+    return f"trust/{name}"

@@ -43,8 +43,13 @@ CODES: Mapping[str, Meaning] = {
     "bad_body": Meaning(400, EXIT_USAGE, "The body is not acceptable msgpack."),
     "bad_region": Meaning(400, EXIT_USAGE, "The region name is not in its canonical form."),
     "bad_node": Meaning(422, EXIT_USAGE, "The node record is not acceptable."),
+    "bad_metadata": Meaning(422, EXIT_INTEGRITY, "The signed metadata is not acceptable."),
+    "digest_mismatch": Meaning(422, EXIT_INTEGRITY, "The bytes do not match their digest."),
+    "incomplete": Meaning(422, EXIT_USAGE, "A shard or the manifest of what is published is missing."),
     "bad_key": Meaning(422, EXIT_USAGE, "The public key is not acceptable."),
     "unauthorized": Meaning(401, EXIT_AUTH, "A valid token is needed."),
+    "no_session": Meaning(401, EXIT_AUTH, "A publishing session is needed; it has ended or was never there."),
+    "not_publisher": Meaning(403, EXIT_AUTH, "This key may not publish for this organisation."),
     "bad_signature": Meaning(401, EXIT_AUTH, "The node's signature is not valid."),
     "stale_nonce": Meaning(401, EXIT_AUTH, "Sign again with the nonce that is given here."),
     "not_enrolled": Meaning(403, EXIT_AUTH, "The node is not enrolled."),
@@ -57,10 +62,13 @@ CODES: Mapping[str, Meaning] = {
     "unknown_blob": Meaning(404, EXIT_NOT_FOUND, "There is no such shard."),
     "unknown_node": Meaning(404, EXIT_NOT_FOUND, "There is no such node."),
     "unknown_metadata": Meaning(404, EXIT_NOT_FOUND, "There is no such metadata."),
+    "unknown_role": Meaning(404, EXIT_NOT_FOUND, "Nobody is delegated to sign this."),
     "method_not_allowed": Meaning(405, EXIT_USAGE, "The method is not allowed here; see Allow."),
     "not_acceptable": Meaning(406, EXIT_USAGE, "No representation matches Accept."),
     "timed_out": Meaning(408, EXIT_NETWORK, "The request was not received in time."),
     "stale_heartbeat": Meaning(409, EXIT_USAGE, "A later heartbeat of the node was heard already."),
+    "ref_conflict": Meaning(409, EXIT_USAGE, "Somebody else has moved this ref meanwhile."),
+    "stale_metadata": Meaning(409, EXIT_USAGE, "Somebody else has signed meanwhile; sign again on top of that."),
     "precondition_failed": Meaning(412, EXIT_USAGE, "If-Match names another version."),
     "too_large": Meaning(413, EXIT_USAGE, "The body is larger than is allowed here."),
     "unsupported_type": Meaning(415, EXIT_USAGE, "The body's type or encoding is not accepted here."),
@@ -95,6 +103,7 @@ CODES: Mapping[str, Meaning] = {
     "bad_tensor_file": Meaning(422, EXIT_USAGE, "A safetensors file is not valid."),
     "refused_file": Meaning(422, EXIT_USAGE, "A file of the model directory is refused."),
     "bad_tasks": Meaning(422, EXIT_USAGE, "The tasks file is not valid."),
+    "no_metadata": Meaning(503, EXIT_CONFIG, "There is no signed metadata yet."),
     "bad_config": Meaning(500, EXIT_CONFIG, "The settings are not valid."),
     "disk": Meaning(507, EXIT_DISK, "The disk refused to store this."),
     "exists": Meaning(409, EXIT_USAGE, "The target is there already."),
@@ -157,6 +166,18 @@ class NotFound(RequestError):
     """Something that is named correctly and is not there; the code says what."""
 
     code = "unknown_path"
+
+
+class MetadataInvalid(RequestError):
+    """Signed metadata that is malformed, or not signed by whom it must be."""
+
+    code = "bad_metadata"
+
+
+class Conflict(RequestError):
+    """Somebody else was first; the code says whether signing again helps."""
+
+    code = "stale_metadata"
 
 
 class UpstreamError(NearshardError):

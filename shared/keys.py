@@ -1,4 +1,4 @@
-"""Ed25519 keys of nodes: what is acceptable as one, signing and checking, and the file that a node keeps its own in.
+"""Ed25519 keys of nodes and publishers: what is acceptable as one, signing and checking, and the file of a private one.
 
 The library takes public keys of small order (for the identity point, one signature fits any message) and spellings
 of a point that are not canonical, so both are refused here, whenever a key is registered or loaded (RFC 8032 §5.1.3
@@ -68,7 +68,7 @@ def verify(key: bytes, signature: bytes, message: bytes) -> bool:
 
 
 class NodeKey:
-    """A node's private key."""
+    """The private key of a node, a publisher or a role of the metadata."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -113,25 +113,32 @@ def load_key(file: Path) -> NodeKey:
 
 
 def load_or_make_key(file: Path) -> NodeKey:
-    """The key in ``file``, made at first. Raises ConfigError, DiskError.
+    """The key in ``file``, made at first. Raises ConfigError, DiskError."""
+    with suppress(FileNotFoundError):
+        return load_key(file)
+    with suppress(FileExistsError):
+        save_key(file, NodeKey.generate())
+    return load_key(file)
+
+
+def save_key(file: Path, key: NodeKey) -> None:
+    """Put a key in a new file that only its owner may read. Raises FileExistsError, DiskError.
 
     The name appears with the whole key in it, and never replaces one: a key that was enrolled is not lost to a race.
     """
-    with suppress(FileNotFoundError):
-        return load_key(file)
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as opened:
-                opened.write(NodeKey.generate().pem())
+                opened.write(key.pem())
                 opened.flush()
                 os.fsync(opened.fileno())
-            with suppress(FileExistsError):
-                os.link(temporary, file)
+            os.link(temporary, file)
         finally:
             temporary.unlink()
-        return load_key(file)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error

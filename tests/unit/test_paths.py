@@ -18,12 +18,14 @@ from shared.paths import (
     ModelsPath,
     ReadPath,
     TaskPath,
+    TrustPath,
     blob_path,
     decode_path,
     file_path,
     manifest_path,
     parse_path,
     task_path,
+    trust_path,
 )
 from tests.unit.strategies import digests, models, quick, refs, task_ids
 
@@ -37,6 +39,8 @@ REVISION = digest_of(b"")
         ("/shards/acme/minilm:embed@v2?x=1", TaskPath(TaskId("acme/minilm", "embed", "v2"))),
         ("/shards/acme/minilm%3Aembed%40v2", TaskPath(TaskId("acme/minilm", "embed", "v2"))),
         (f"/blobs/{REVISION}", BlobPath(REVISION)),
+        ("/trust/timestamp.json", TrustPath("timestamp", 0)),
+        ("/trust/12.acme~private.json", TrustPath("acme~private", 12)),
         ("/models", ModelsPath()),
         ("/models/acme/minilm", ModelPath("acme/minilm")),
         ("/models/acme/minilm/manifests/main", ManifestPath("acme/minilm", "main")),
@@ -192,7 +196,13 @@ SOUP = st.lists(
 
 
 @quick
-@given(st.text() | SOUP | SOUP.map("/shards/a/b".__add__) | SOUP.map("/models/a/b/files/main/".__add__))
+@given(
+    st.text()
+    | SOUP
+    | SOUP.map("/shards/a/b".__add__)
+    | SOUP.map("/models/a/b/files/main/".__add__)
+    | SOUP.map("/trust/1.".__add__)
+)
 def test_any_text_is_a_path_a_bad_id_or_not_found_and_what_is_accepted_has_one_canonical_path(raw: str) -> None:
     try:
         path = parse_path(raw)
@@ -216,3 +226,5 @@ def canonical(path: ReadPath) -> str:
             return f"/models/{model}"
         case ModelsPath():
             return "/models"
+        case TrustPath(role, version):
+            return trust_path(role, version)

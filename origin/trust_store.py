@@ -1,0 +1,311 @@
+"""The signed metadata in the origin's store: what is in force, and how it changes.
+
+Every file but ``timestamp.json`` is created once and never changes. A change is three steps::
+
+    <N+1>.<role>.json     created only where it is not there: of two who sign the same version, one wins
+    <M+1>.snapshot.json   created likewise: all roles, each at its newest version that is signed as it must be
+    timestamp.json        replaced, where nobody else did so meanwhile: from here on the change is seen, whole
+
+What a role signs for was stored before, so a change that was cut off after its first step is whole: whoever holds
+the online key comes next (a publisher, or the origin by itself) and takes the other two (``roll_forward``). Two
+who do this at once are of no harm: each looks again after it lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from tuf.api.exceptions import LengthOrHashMismatchError
+from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
+
+from origin import signing
+from origin.signing import Ref, State
+from origin.storage import Seen, Storage
+from shared.digest import Digest
+from shared.errors import ConfigError, Conflict, MetadataInvalid, NotFound
+from shared.ids import as_revision, is_revision
+from shared.keys import NodeKey
+from shared.trust_names import (
+    ACCESS,
+    ROOT,
+    SNAPSHOT,
+    TARGETS,
+    TIMESTAMP,
+    TIMESTAMP_FILE,
+    file_name,
+    parse_file_name,
+)
+
+ATTEMPTS = 100
+"""Times that a change is tried on top of others' changes: each of them got on meanwhile."""
+RENEW: Mapping[str, timedelta] = {
+    TIMESTAMP: timedelta(hours=1),
+    SNAPSHOT: timedelta(days=1),
+    ACCESS: timedelta(days=1),
+}
+"""The age at which what is signed online is signed anew."""
+
+
+class TrustStore:
+    """What refs mean, from the signed metadata. Safe to use from several processes."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self._roots: list[Root] = []
+        self._timestamp: Seen | None = None
+        self._state: State | None = None
+
+    def __repr__(self) -> str:
+        return f"<TrustStore of {self.storage!r}>"
+
+    # What is in force
+
+    async def state(self) -> State:
+        """What ``timestamp.json`` leads to now. Raises ConfigError where there is none, MetadataInvalid."""
+        seen = await self._seen_timestamp()
+        if self._state is None or self._timestamp is None or seen.data != self._timestamp.data:
+            self._state, self._timestamp = await self._load(seen), seen
+        return self._state
+
+    async def exists(self) -> bool:
+        """Whether there is any metadata here."""
+        return bool(await self.storage.trust_files())
+
+    async def file(self, role: str, version: int) -> bytes:
+        """A file of the metadata. Raises NotFound."""
+        return (await self.storage.trust_file(file_name(role, version))).data
+
+    async def ref(self, model: str, ref: str) -> Ref:
+        """What a ref means. Raises NotFound: ``unknown_model`` or ``unknown_revision``."""
+        return (await self.state()).ref(model, ref)
+
+    async def refs(self, model: str) -> dict[str, Ref]:
+        """The refs of a model. Raises NotFound for a model that has none."""
+        return (await self.state()).refs(model)
+
+    async def resolve(self, model: str, ref: str) -> Digest:
+        """The revision that a ref or revision means. Raises NotFound for a ref."""
+        return as_revision(ref) if is_revision(ref) else (await self.ref(model, ref)).revision
+
+    async def models(self) -> list[str]:
+        """The models that have a ref, sorted."""
+        return (await self.state()).models()
+
+    # Changes
+
+    async def create(self, files: Sequence[tuple[str, int, bytes]]) -> None:
+        """Store new versions of roles (role, version, metadata), in this order. The first that is there already
+        stops it, unless it has the same bytes. Raises Conflict (``stale_metadata``)."""
+        for role, version, data in files:
+            created = await self.storage.create_trust(file_name(role, version), data)
+            if not created and await self.file(role, version) != data:
+                raise Conflict(f"version {version} of {role} is there already", public={"role": role})
+
+    async def next_version(self, role: str, after: int) -> int:
+        """The version to sign on top of ``after``: the first number that nobody has spoilt by what is not valid.
+
+        Raises Conflict where there is a valid one after ``after``: that comes first.
+        """
+        state, version = await self.state(), after + 1
+        while (data := await self._probe(role, version)) is not None:
+            with suppress(MetadataInvalid):
+                signing.check(data, Targets, role, version, [state.root if role == TARGETS else state.targets])
+                raise Conflict(f"version {version} of {role} is there already")
+            version += 1
+        return version
+
+    async def roll_forward(
+        self, online: Sequence[NodeKey], now: datetime, roles: Collection[str] = (), *, renew: bool = False
+    ) -> bool:
+        """Put the newest versions of ``roles`` (of all, by default) in force, signed by ``online``: the online key,
+        and while it is being replaced the new one too.
+
+        ``renew``: also sign anew what grows old. Gives whether anything changed. Raises ConfigError (not the online
+        key), Conflict, MetadataInvalid.
+        """
+        for attempt in range(ATTEMPTS):
+            seen = await self._seen_timestamp()
+            state = await self._load(seen)
+            self._require_online(state, online)
+            if renew and not attempt:
+                await self._renew_access(state, online, now)
+            snapshot, data = await self._snapshot(state, online, now, roles, renew=renew)
+            old = state.timestamp
+            moved = snapshot.version != state.snapshot.version
+            if not moved and not (renew and due(old.expires, TIMESTAMP, now)):
+                return attempt > 0
+            made = signing.next_of(old, now, TIMESTAMP)
+            made.snapshot_meta = signing.listed(data, snapshot.version)
+            if await self.storage.replace_trust(TIMESTAMP_FILE, signing.sign(made, online), seen):
+                return True
+        raise Conflict("others change the metadata all the time", code="stale_metadata")
+
+    async def set_access(self, fields: Mapping[str, object], online: Sequence[NodeKey], now: datetime) -> None:
+        """Say whose tokens are good: a new version of ``access`` with these ``nearshard`` fields, put in force."""
+        for _ in range(ATTEMPTS):
+            state = await self.state()
+            with suppress(Conflict):
+                await self._sign_access(state, dict(fields), online, now)
+                await self.roll_forward(online, now)
+                return
+            await self.roll_forward(online, now)
+        raise Conflict("others change the metadata all the time")
+
+    async def begin(self, root: bytes, roles: Mapping[str, bytes], online: NodeKey, now: datetime) -> None:
+        """Store the first metadata: root, and ``targets``, ``access`` and organisations' roles, each at version 1.
+
+        Raises ConfigError where there is some: a second root would be another network's.
+        """
+        names = {TARGETS: roles[TARGETS], **roles}
+        if not await self.storage.create_trust(file_name(ROOT, 1), root):
+            raise ConfigError(f"{self.storage.location}: there is signed metadata already")
+        await self.create([(role, 1, data) for role, data in reversed(names.items())])
+        snapshot = Snapshot(expires=signing.until(now, SNAPSHOT))
+        snapshot.meta = {f"{role}.json": signing.listed(data, 1) for role, data in names.items()}
+        data = signing.sign(snapshot, [online])
+        timestamp = Timestamp(expires=signing.until(now, TIMESTAMP), snapshot_meta=signing.listed(data, 1))
+        await self.create([(SNAPSHOT, 1, data), (TIMESTAMP, 1, signing.sign(timestamp, [online]))])
+
+    # Reading
+
+    async def _seen_timestamp(self) -> Seen:
+        try:
+            return await self.storage.trust_file(TIMESTAMP_FILE)
+        except NotFound:
+            raise ConfigError(
+                f"{self.storage.location}: there is no signed metadata here; make it with:"
+                f" nearshard trust init --store {self.storage.location} --keys DIR --org ORG",
+                code="no_metadata",
+            ) from None
+
+    async def _load(self, seen: Seen) -> State:
+        roots = await self._known_roots()
+        # Signatures of the root before count too: of a rotation that was cut off, and is to be completed.
+        signers = list(reversed(roots[-2:]))
+        timestamp, _ = signing.parse(seen.data, Timestamp)
+        timestamp = signing.check(seen.data, Timestamp, TIMESTAMP, timestamp.version, signers)
+        meta = timestamp.snapshot_meta
+        data = await self.file(SNAPSHOT, meta.version)
+        _fits(data, meta)
+        snapshot = signing.check(data, Snapshot, SNAPSHOT, meta.version, signers)
+        roles: dict[str, Targets] = {}
+        known = self._state
+        for listed, meta in snapshot.meta.items():
+            name = listed.removesuffix(".json")
+            if known and known.root is roots[-1] and known.snapshot.meta.get(listed) == meta:
+                roles[name] = known.roles[name]
+                continue
+            data = await self.file(name, meta.version)
+            _fits(data, meta)
+            roles[name], _ = signing.parse(data, Targets)
+            if name == TARGETS:
+                signing.check(data, Targets, name, meta.version, signers)
+        return State(roots[-1], timestamp, snapshot, roles)
+
+    async def _known_roots(self) -> list[Root]:
+        """The chain of roots, each signed by the one before; looked up once, then probed for new ones."""
+        if not self._roots:
+            names = [parsed for name in await self.storage.trust_files() if (parsed := parse_file_name(name))]
+            first = min((version for role, version in names if role == ROOT), default=0)
+            if not first:
+                raise MetadataInvalid(f"{self.storage.location}: there is no root")
+            self._roots.append(signing.check_root(await self.file(ROOT, first)))
+        while (data := await self._probe(ROOT, self._roots[-1].version + 1)) is not None:
+            self._roots.append(signing.check_next_root(data, self._roots[-1]))
+        return self._roots
+
+    async def _probe(self, role: str, version: int) -> bytes | None:
+        with suppress(NotFound):
+            return await self.file(role, version)
+        return None
+
+    # Signing online
+
+    def _require_online(self, state: State, online: Sequence[NodeKey]) -> None:
+        ring = {signing.key_id(key): key for key in online}
+        for role in (SNAPSHOT, TIMESTAMP):
+            signing.holders(state.root.get_delegated_role(role), ring, role)
+
+    async def _snapshot(
+        self, state: State, online: Sequence[NodeKey], now: datetime, roles: Collection[str], *, renew: bool
+    ) -> tuple[Snapshot, bytes]:
+        """The snapshot to put in force: what is, one that was stored and not put in force, or a new one."""
+        signers = [state.root]
+        base, data = state.snapshot, await self.file(SNAPSHOT, state.snapshot.version)
+        version = base.version
+        while (found := await self._probe(SNAPSHOT, version + 1)) is not None:
+            version += 1
+            with suppress(MetadataInvalid):
+                base, data = signing.check(found, Snapshot, SNAPSHOT, version, signers), found
+        meta = await self._newest_roles(state, base, roles)
+        if all(base.meta.get(name) == listed for name, listed in meta.items()) and not (
+            renew and due(base.expires, SNAPSHOT, now)
+        ):
+            return base, data
+        made = signing.next_of(base, now, SNAPSHOT, version=version + 1)
+        made.meta = {**base.meta, **meta}  # what was once listed stays: clients take a missing one for a rollback
+        data = signing.sign(made, online)
+        if not await self.storage.create_trust(file_name(SNAPSHOT, made.version), data):
+            return await self._snapshot(state, online, now, roles, renew=renew)
+        return made, data
+
+    async def _newest_roles(self, state: State, base: Snapshot, roles: Collection[str]) -> dict[str, MetaFile]:
+        """Roles (all, where none is named) at their newest versions that are signed as they must be.
+
+        What is not is passed over: its number is lost, and the next one is free.
+        """
+        targets, found = await self._newest(TARGETS, base, state.root)
+        if targets is None:
+            meta = base.meta[f"{TARGETS}.json"]
+            targets, _ = signing.parse(await self.file(TARGETS, meta.version), Targets)
+        for name in roles or signing.delegated(targets):
+            found |= (await self._newest(name, base, targets))[1]
+        return found
+
+    async def _newest(
+        self, role: str, base: Snapshot, delegator: Root | Targets
+    ) -> tuple[Targets | None, dict[str, MetaFile]]:
+        """A role that is newer than a snapshot has it, and what to list for it; None and nothing where none is."""
+        listed = base.meta.get(f"{role}.json")
+        version = listed.version if listed else 0
+        newest: Targets | None = None
+        found: dict[str, MetaFile] = {}
+        while (data := await self._probe(role, version + 1)) is not None:
+            version += 1
+            with suppress(MetadataInvalid):
+                newest = signing.check(data, Targets, role, version, [delegator])
+                if role not in (TARGETS, ACCESS):
+                    signing.check_refs(newest, org_of_role(role))
+                found = {f"{role}.json": signing.listed(data, version)}
+        return (newest if found else None), found
+
+    async def _renew_access(self, state: State, online: Sequence[NodeKey], now: datetime) -> None:
+        access = state.roles[ACCESS]
+        if due(access.expires, ACCESS, now):
+            with suppress(Conflict):  # somebody else did
+                await self._sign_access(state, access.unrecognized_fields[signing.CUSTOM], online, now)
+
+    async def _sign_access(self, state: State, fields: object, online: Sequence[NodeKey], now: datetime) -> None:
+        old = state.roles[ACCESS]
+        made = signing.next_of(old, now, ACCESS, version=await self.next_version(ACCESS, old.version))
+        made.unrecognized_fields[signing.CUSTOM] = fields
+        await self.create([(ACCESS, made.version, signing.sign(made, online))])
+
+
+def due(expires: datetime, role: str, now: datetime) -> bool:
+    """Whether metadata that is signed online is to be signed anew."""
+    return now >= expires - signing.lifetime(role) + RENEW[role]
+
+
+def org_of_role(role: str) -> str:
+    """The organisation whose role this is."""
+    return role.partition("~")[0]
+
+
+def _fits(data: bytes, meta: MetaFile) -> None:
+    try:
+        meta.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError as error:
+        raise MetadataInvalid("a file of the metadata is not the one that was signed for") from error
