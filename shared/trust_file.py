@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from shared import trust
 from shared.errors import ConfigError, DecodeError, TrustError
-from shared.files import replace_file
+from shared.files import locked, replace_file
 from shared.trust import Kept
 
 MAX_ROOT = trust.LIMITS["root"]
@@ -35,21 +32,10 @@ class TrustFile:
         """Save this, where nothing newer was saved meanwhile; there after a power cut too. Raises OSError."""
         data = kept.encode()
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._locked():
+        with locked(self._file):
             there = self.load()
             if there is None or trust.supersedes(kept, there):
                 replace_file(self._file, data, mode=0o600, sync=True)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(
-            self._file.with_name(f"{self._file.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def read_root(file: Path, now: float, what: str) -> bytes:

@@ -100,13 +100,14 @@ class Trusted:
         name: str,
         file: TrustFile | None = None,
         eager: Sequence[str] = (ACCESS,),
-        strict: bool = False,
+        asker: bool = False,
     ) -> None:
         """``root``: what is trusted from the beginning. ``lifetime``: seconds. ``eager``: roles that are always loaded.
-        ``strict``: where a source lies and nobody tells the truth, say so rather than go on by what is believed.
-        Raises TrustError for a root that is none."""
+        ``asker``: of one client. Where a source lies and nobody tells the truth it says so, rather than go on by what
+        is believed; and it is content with what a source could not confirm itself, as long as that is good: to say so
+        is that source's courtesy. Raises TrustError for a root that is none."""
         self._sources, self._clock, self._lifetime, self._name = sources, clock, lifetime, name
-        self._file, self._eager, self._strict = file, eager, strict
+        self._file, self._eager, self._asker = file, eager, asker
         self._trust = trust.begin(root, None, clock.time())
         self._root = root
         self._loaded = file is None
@@ -216,9 +217,9 @@ class Trusted:
 
     async def current(self) -> Trust:
         """What is believed, confirmed within its lifetime. Raises TrustError, UpstreamError."""
-        for _ in range(2):  # something may be announced while the first question is under way
-            if self._usable(self._clock.monotonic()):
-                break
+        news = -1
+        while news != self._news and not self._usable(self._clock.monotonic()):
+            news = self._news  # if something is announced while the question is under way, it is asked again
             await self.asking.once(TIMESTAMP, self._refresh)
         self._check(self._trust)
         return self._trust
@@ -249,16 +250,16 @@ class Trusted:
         news = self._news
         for base in self._sources.bases():
             try:
-                if await self._ask(base):
-                    self._confirm(news)
-                    return
+                await self._ask(base)
+                self._confirm(news)
+                return
             except UpstreamError as error:
                 self._sources.failed(base, error)
                 failure = error
                 refusal = refusal or (error if isinstance(error, TrustError) else None)
         self._failure = refusal or failure or UpstreamError("no source of metadata is configured")
         self._stale, self._retry_at = True, self._clock.monotonic() + RETRY
-        if (refusal and self._strict) or not self._trust.complete:
+        if (refusal and self._asker) or not self._trust.complete:
             raise self._failure
         self._check(self._trust)
 
@@ -268,8 +269,8 @@ class Trusted:
         if news == self._news:  # else this may be what was before the news
             self._confirmed = self._clock.monotonic()
 
-    async def _ask(self, base: str) -> bool:
-        """Ask one source; whether what is believed now is confirmed by it. Raises TrustError, UpstreamError."""
+    async def _ask(self, base: str) -> None:
+        """Have one source confirm or replace what is believed. Raises TrustError, UpstreamError."""
         before, now = self._trust, self._clock.time()
         fields = {}
         if before.complete and now < before.expires:
@@ -283,9 +284,8 @@ class Trusted:
                 await self._follow(base, before, answer.body)
         except TrustError as error:
             raise trust.skewed(error, answer.headers.get("Date"), now) from error
-        if "stale" in answer.headers.get("Cache-Status", ""):
+        if not self._asker and "stale" in answer.headers.get("Cache-Status", ""):
             raise Answered(f"{base} has only a stale answer itself")
-        return True
 
     async def _follow(self, base: str, before: Trust, timestamp: bytes) -> None:
         """Move on to a new timestamp, with all roles that were loaded."""

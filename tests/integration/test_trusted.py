@@ -73,11 +73,11 @@ class Setting:
     folder: Path
     made: list[Trusted] = field(default_factory=list)
 
-    def trusted(self, *, file: bool = False, strict: bool = False) -> Trusted:
+    def trusted(self, *, file: bool = False, asker: bool = False) -> Trusted:
         """One more process."""
         kept = TrustFile(self.folder / "trust") if file else None
         made = Trusted(
-            self.repository.root, self.sources, self.clock, lifetime=LIFETIME, name="test", file=kept, strict=strict
+            self.repository.root, self.sources, self.clock, lifetime=LIFETIME, name="test", file=kept, asker=asker
         )
         self.made.append(made)
         return made
@@ -211,12 +211,12 @@ async def test_without_sources_it_goes_on_until_it_expires(setting: Setting) -> 
     assert await trusted.target(MODEL, "main") == first and not trusted.stale
 
 
-@pytest.mark.parametrize("strict", [True, False])
-async def test_a_source_that_lies_is_left_for_the_next(setting: Setting, strict: bool) -> None:
-    """What was believed stays; alone, the liar is named, by who is strict and by who knows nothing better."""
+@pytest.mark.parametrize("asker", [True, False])
+async def test_a_source_that_lies_is_left_for_the_next(setting: Setting, asker: bool) -> None:
+    """What was believed stays; alone, the liar is named, by a client and by who knows nothing better."""
     old = dict(setting.repository.files)
     setting.repository.publish(MODEL, "main", b"second")
-    trusted = setting.trusted(strict=strict)
+    trusted = setting.trusted(asker=asker)
     second = await trusted.target(MODEL, "main")
     setting.serve(old)
     setting.other.acts[:] = [serving(setting.repository.files)]
@@ -226,7 +226,7 @@ async def test_a_source_that_lies_is_left_for_the_next(setting: Setting, strict:
     assert setting.sources.codes == ["rollback_detected"]
     setting.sources.scripts.pop()
     setting.clock.now += LIFETIME + 1
-    if strict:
+    if asker:
         with pytest.raises(RollbackDetected):
             await trusted.target(MODEL, "main")
         return
@@ -374,7 +374,7 @@ async def test_a_rollback_is_seen_after_a_restart(setting: Setting) -> None:
     await setting.trusted(file=True).target(MODEL, "main")
     setting.serve(old)
     with pytest.raises(RollbackDetected):
-        await setting.trusted(file=True, strict=True).target(MODEL, "main")
+        await setting.trusted(file=True, asker=True).target(MODEL, "main")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"rubbish", b"\x81\xa5roots\x90"])
