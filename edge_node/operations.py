@@ -26,6 +26,7 @@ from shared.digest import parse_digest
 from shared.errors import DecodeError, NearshardError, NotFound
 from shared.files import replace_file
 from shared.ids import parse_task_id
+from shared.web.trusted import Trusted
 
 AT_ONCE = 4
 """Shards that one preheat fetches at a time; clients still go first."""
@@ -52,9 +53,16 @@ class Operations:
     """The operator's hand on one node."""
 
     def __init__(
-        self, cache: Cache, catalog: Catalog, upstreams: Upstreams, data: Path, clock: Clock, log: FilteringBoundLogger
+        self,
+        cache: Cache,
+        catalog: Catalog,
+        trusted: Trusted,
+        upstreams: Upstreams,
+        data: Path,
+        clock: Clock,
+        log: FilteringBoundLogger,
     ) -> None:
-        self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
+        self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._pins_file = data / "pins.json"
         self._clock, self._log = clock, log
         self._jobs: dict[int, Job] = {}
@@ -192,7 +200,7 @@ class Operations:
             key = shard_key(parse_digest(what))
             return {key: self._cache.known_size(key) or 0}
         task_id = parse_task_id(what)
-        private = "" if await self._catalog.is_public(task_id.model) else task_id.model
+        private = "" if await self._trusted.is_public(task_id.model) else task_id.model
         manifest = (await self._catalog.resolve(task_id.model, task_id.ref)).manifest
         if ":" not in what.partition("@")[0]:
             return {shard_key(digest, private): size for digest, size in manifest.shards.items()}

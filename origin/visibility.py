@@ -33,7 +33,7 @@ class StoreVisibility:
         """The origin reads its store for every answer."""
         return False
 
-    async def access(self) -> AccessList:
+    async def access_list(self) -> AccessList:
         """Which tokens are good."""
         state = await self._now()
         if self._access is None:

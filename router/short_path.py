@@ -97,6 +97,7 @@ class ShortPath:
     def __init__(
         self,
         catalog: Catalog,
+        known_public: Callable[[str], bool],
         regions: Regions,
         selection: Selection,
         clock: Clock,
@@ -108,7 +109,8 @@ class ShortPath:
         epoch: Callable[[], int],
     ) -> None:
         self.requests = PlainRequests(_HARMLESS)
-        self._catalog, self._regions, self._selection = catalog, regions, selection
+        self._catalog, self._known_public = catalog, known_public
+        self._regions, self._selection = regions, selection
         self._origins, self._count = origins, count
         self._end = DatedEnd(server, clock, epoch)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
@@ -174,7 +176,7 @@ class ShortPath:
 
     def _up_to_date(self, known: Known, fields: PlainFields) -> bool:
         """Whether all that is to be said of a task or a file is known now. (A shard has one form and never changes.)"""
-        if fields.accept != b"*/*" or not self._catalog.known_public(known.model):
+        if fields.accept != b"*/*" or not self._known_public(known.model):
             return False
         manifest = self._catalog.at_hand(known.model, known.ref)
         if manifest is None:

@@ -158,7 +158,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class _Role:
+class Verified:
     """A delegated role, verified: its file and what it says."""
 
     data: bytes
@@ -177,9 +177,7 @@ class Trust:
         """``kept``: what ``metadata`` was made of; of what did not verify (any more) it has the files all the same,
         against which newer ones are held."""
         self._metadata, self._before = metadata, kept
-        self._roles: dict[str, _Role] = {}
-        self.refused: dict[str, TrustError] = {}
-        """Roles of which nobody has metadata that verifies, and why."""
+        self._roles: dict[str, Verified] = {}
         self.complete = TARGETS in metadata
         """Whether there is all that refs are looked up by."""
         self._expiries: list[tuple[float, str]] = []
@@ -259,16 +257,23 @@ class Trust:
         """The file of a delegated role. Raises TrustError."""
         return _wanted(role, self._meta(role))
 
-    def take(self, role: str, data: bytes, now: float) -> None:
-        """Verify and add a delegated role. Raises TrustError."""
+    def verify(self, role: str, data: bytes, now: float) -> Verified:
+        """A delegated role, to be added. Raises TrustError."""
         self._metadata.reference_time = _datetime(now)
         before = self._before.roles.get(role, b"")
         with _explained(self._metadata, TARGETS, role, data, self._before.retired):
             signed = self._metadata.update_delegated_targets(data, role, TARGETS)
         _check_same(self._metadata.targets, role, before, data)
-        self._roles[role] = _read_role(role, signed, self._delegations()[role], data)
-        self.refused.pop(role, None)
+        return _read_role(role, signed, self._delegations()[role], data)
+
+    def add(self, role: str, verified: Verified) -> None:
+        """Believe it."""
+        self._roles[role] = verified
         self._make_room(role)
+
+    def take(self, role: str, data: bytes, now: float) -> None:
+        """Both. Raises TrustError."""
+        self.add(role, self.verify(role, data, now))
 
     def carry_over(self, now: float) -> None:
         """Add the roles from before that still hold."""
@@ -300,22 +305,25 @@ class Trust:
 
     def target(self, model: str, ref: str, now: float) -> Target | None:
         """What a ref means; None where no loaded role says. Raises MetadataExpired."""
-        for name in roles_of(model):
-            role = self._roles.get(name)
-            if role is not None and (found := role.targets.get((model, ref))) is not None:
-                if now >= role.expires:
-                    raise _expired(name, role.expires)
-                return found
-        return None
+        name, role = self._speaks_for(model)
+        found = role.targets.get((model, ref)) if role else None
+        if role is not None and found is not None and now >= role.expires:
+            raise _expired(name, role.expires)
+        return found
 
     def refs(self, model: str) -> Mapping[str, Target]:
-        """A model's refs by name; what both roles say, the public one says."""
-        found: dict[str, Target] = {}
-        for name in reversed(roles_of(model)):
+        """A model's refs by name."""
+        _, role = self._speaks_for(model)
+        return {ref: target for (of, ref), target in role.targets.items() if of == model} if role else {}
+
+    def _speaks_for(self, model: str) -> tuple[str, Verified | None]:
+        """The role that says what a model's refs mean: the public one where that has any. What the private one may say
+        of the same model is then not listened to, since all that is of a public model is for all."""
+        for name in roles_of(model):
             role = self._roles.get(name)
             if role is not None and model in role.models:
-                found |= {ref: target for (of, ref), target in role.targets.items() if of == model}
-        return found
+                return name, role
+        return "", None
 
     def models(self) -> Sequence[str]:
         """The names of all models, private ones too."""
@@ -658,7 +666,7 @@ def _datetime(seconds: float) -> datetime:
 # What a role says
 
 
-def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: bytes) -> _Role:
+def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: bytes) -> Verified:
     """Targets outside what is delegated do not count (§5.6.7.2). Raises TrustError."""
     found: dict[tuple[str, str], Target] = {}
     for path, target in signed.targets.items():
@@ -668,7 +676,7 @@ def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: byte
     ours = signed.unrecognized_fields.get(_FIELD)
     models = frozenset(model for model, _ in found)
     expires = signed.expires.timestamp()
-    return _Role(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {})
+    return Verified(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {})
 
 
 def _place(role: str, path: str) -> tuple[str, str] | None:

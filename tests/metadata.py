@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -38,6 +39,7 @@ from shared.trust_names import (
     public_role,
     target_path,
 )
+from tests.scripted import Act, Asked, Script, serve_whole
 
 NOW = 1_800_000_000.0
 """Seconds since 1970 when the metadata is signed, unless a test says something else."""
@@ -135,7 +137,7 @@ class Repository:
             for name in (public_role(org), private_role(org))
         }
         roles[ACCESS] = DelegatedRole(ACCESS, [online.keyid], 1, False, ["~access/*"])
-        keys = {key.keyid: key for key in (publisher, online)}
+        keys: dict[str, Key] = {key.keyid: key for key in (publisher, online)}
         return Targets(version=version, expires=self.expiry(TARGETS), delegations=Delegations(keys, roles))
 
     def sign_targets(self) -> None:
@@ -212,3 +214,20 @@ class Repository:
         if online:
             self.sign_access()
         self.sign_snapshot()
+
+
+def serving(files: Mapping[str, bytes]) -> Act:
+    """A source of metadata as an honest origin is one: the timestamp with its ETag and 304; all else from its blobs."""
+
+    async def act(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        data = files.get(asked.path.removeprefix("/trust/"))
+        if data is None:
+            await serve_whole(script, asked, writer)
+            return
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        if asked.headers.get("if-none-match") == etag:
+            writer.write(f"HTTP/1.1 304 Not Modified\r\nETag: {etag}\r\n\r\n".encode())
+        else:
+            writer.write(f"HTTP/1.1 200 OK\r\nETag: {etag}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+
+    return act

@@ -41,7 +41,7 @@ class Visibility(Protocol):
         """Whether it is known at once to be for all, and fresh: for those that answer without waiting."""
         ...
 
-    async def access(self) -> AccessList:
+    async def access_list(self) -> AccessList:
         """Which tokens are good. Raises UpstreamError where that is not known."""
         ...
 
@@ -58,7 +58,7 @@ class Gate:
         text = token_text(request)
         if known is not None or not text:
             return known
-        found = request[_TOKEN] = (await self._visibility.access()).verify(text, self._clock.time())
+        found = request[_TOKEN] = (await self._visibility.access_list()).verify(text, self._clock.time())
         return found
 
     async def enter(self, request: web.Request, path: ReadPath) -> None:

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import Updater
 
 from tests.harness import Lab, Service, command, get_json, make_model
@@ -48,7 +49,9 @@ def test_a_ref_is_a_target_whose_hash_is_its_manifest(lab: Lab, origin: Service)
     assert target.hashes == {"sha256": hashlib.sha256(body).hexdigest()} and target.length == len(body)
     refs = get_json(f"{origin.url}/models/acme/tiny")["refs"]
     assert refs["main"]["published"] == target.custom["published"]
-    assert updater(lab, origin).get_targetinfo("acme/tiny/v2") is None
+    with pytest.raises(DownloadHTTPError) as caught:  # if it were in the private role, this would be nobody's business
+        updater(lab, origin).get_targetinfo("acme/tiny/v2")
+    assert caught.value.status_code == 401
     assert updater(lab, origin).get_targetinfo("other/tiny/main") is None
 
 

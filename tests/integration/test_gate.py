@@ -91,7 +91,7 @@ class Tier:
 class Network:
     """What the metadata says, and a service that goes by it."""
 
-    access_list: AccessList
+    access: AccessList
     tier: Tier
     clock: Clock
     url: str = ""
@@ -103,8 +103,8 @@ class Network:
     def known_public(self, model: str) -> bool:
         return model in self.public
 
-    async def access(self) -> AccessList:
-        return self.access_list
+    async def access_list(self) -> AccessList:
+        return self.access
 
     async def get(self, path: str, token: str = "", **headers: str) -> tuple[int, Mapping[str, str], bytes]:
         """One request."""
@@ -169,7 +169,7 @@ async def test_with_the_right_it_is_there_and_for_nobody_elses_cache(net: Networ
 
 async def test_a_token_that_is_not_good_is_refused_whatever_is_asked_for(net: Network) -> None:
     """H16."""
-    net.access_list = net.access_list.with_revoked("gone", NOW, NOW + 900)
+    net.access = net.access.with_revoked("gone", NOW, NOW + 900)
     bad = {
         "token_expired": token(at=NOW - 2_000),
         "token_invalid": token(key=OTHER),
@@ -188,7 +188,7 @@ async def test_a_token_that_is_not_good_is_refused_whatever_is_asked_for(net: Ne
 async def test_a_token_grows_old_and_is_called_back_between_two_requests(net: Network) -> None:
     shown = token()
     assert (await net.get(f"/models/{SECRET}", shown))[0] == 200
-    net.access_list = net.access_list.with_revoked("t", NOW, NOW + 900)
+    net.access = net.access.with_revoked("t", NOW, NOW + 900)
     assert await net.code(f"/models/{SECRET}", shown) == (401, "token_revoked")
     assert (await net.get(f"/models/{SECRET}", token(name="u")))[0] == 200
     net.clock.now += 961
