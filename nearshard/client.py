@@ -19,7 +19,8 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,7 @@ from shared.errors import (
     LocalError,
     NearshardError,
     NotFound,
+    RequestError,
     UpstreamError,
     WrongModel,
     first_error,
@@ -59,6 +61,7 @@ from shared.ids import (
 from shared.layout import Layout
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
+from shared.tokens import Right, read_claims
 from shared.trust import Target
 from shared.trust_file import TrustFile, read_root
 from shared.trust_names import TIMESTAMP
@@ -235,10 +238,8 @@ class Client:
         try:
             return await self._trusted.target(model, ref)
         except NotLetIn as error:
-            if error.refusal.error_code == "token_missing":
-                raise NotFound(
-                    f"there is no public model {model}; for a private one: --token-file", code="unknown_model"
-                ) from error
+            if error.refusal.error_code in ("token_missing", "forbidden"):  # of the role that private models are in
+                raise NotFound(f"there is no public model {model}", code="unknown_model") from error
             raise error.refusal from error
 
     def _make_trusted(self) -> Trusted:
@@ -255,6 +256,31 @@ class Client:
 
         Raises NotFound, UpstreamError, TrustError, IntegrityError, ManifestInvalid, WrongModel or ConfigError.
         """
+        with self._explained(model):
+            return await self._manifest(model, ref)
+
+    @contextmanager
+    def _explained(self, model: str) -> Iterator[None]:
+        """Services tell nobody who may not see a model whether there is one; the token tells why that may be."""
+        try:
+            yield
+        except NotFound as error:
+            if error.error_code != "unknown_model":
+                raise
+            if not self._token:
+                raise NotFound(
+                    f"there is no public model {model}; for a private one give your token: --token-file",
+                    code="unknown_model",
+                ) from error
+            token = read_claims(self._token)
+            if not token.may(Right.READ, model):
+                scopes = ", ".join(map(str, token.scopes))
+                raise RequestError(
+                    f"there is no public model {model}, and your token is not for it but for {scopes}", code="forbidden"
+                ) from error
+            raise
+
+    async def _manifest(self, model: str, ref: str) -> Manifest:
         length: int | None = None
         if is_revision(ref):
             revision = as_revision(ref)
@@ -302,7 +328,8 @@ class Client:
 
         await self._guide.ready()
         path = f"/models/{parse_model(model)}"
-        return await self._guide.ask(path, take, key=model, limit=MAX_MANIFEST, missing="unknown_model")
+        with self._explained(model):
+            return await self._guide.ask(path, take, key=model, limit=MAX_MANIFEST, missing="unknown_model")
 
     # Fetching
 

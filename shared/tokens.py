@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -226,13 +227,13 @@ class AccessList:
             raise UpstreamError("the access metadata is not valid", code="invalid_manifest") from error
 
     def document(self) -> dict[str, Any]:
-        """As it is signed."""
+        """As it is signed: canonical JSON has whole numbers only."""
         return {
             "token_keys": [
-                {"id": key.id, "public": key.public.hex(), **({} if key.until is None else {"until": key.until})}
+                {"id": key.id, "public": key.public.hex(), **({} if key.until is None else {"until": ceil(key.until)})}
                 for key in self.keys.values()
             ],
-            "revoked": [{"id": name, "expires": expires} for name, expires in sorted(self.revoked.items())],
+            "revoked": [{"id": name, "expires": ceil(expires)} for name, expires in sorted(self.revoked.items())],
         }
 
     def verify(self, text: str, now: float) -> Token:
