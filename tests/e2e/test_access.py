@@ -122,7 +122,7 @@ class Network:
 def net(shared_lab: Lab, redis_url: str) -> Iterator[Network]:
     """Published with different bytes: no shard of the private model is also a public one."""
     lab = shared_lab
-    make_model(lab.folder / "private", seed=1)
+    make_model(lab.folder / "private", seed=1, width=384)
     (lab.folder / "private" / "config.json").write_text('{"layers": 3, "for": "us"}')
     make_model(lab.folder / "public", seed=2)
     revision = lab.publish(lab.folder / "private", SECRET, "--private")
