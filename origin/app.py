@@ -24,8 +24,6 @@ from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
 
-READ = 1 << 20
-"""Bytes read from storage at a time: nothing buffers a whole shard."""
 MANIFESTS = 64
 """Decoded manifests kept in memory."""
 
@@ -107,10 +105,9 @@ class OriginTier:
 
     async def _pieces(self, slices: Iterable[Slice]) -> AsyncIterator[Piece]:
         for piece in slices:
-            for start in range(0, piece.length, READ):
-                size = min(READ, piece.length - start)
-                yield await self._storage.read_blob(piece.digest, piece.offset + start, size)
-                self._metrics.sent.labels("origin").inc(size)
+            async for part in self._storage.stream_blob(piece.digest, piece.offset, piece.length):
+                yield part
+                self._metrics.sent.labels("origin").inc(len(part))
 
     async def status(self) -> Mapping[str, Any]:
         """Where it is and what it has."""

@@ -21,8 +21,9 @@ from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
 
 from origin import signing
+from origin.objects import Version
 from origin.signing import Ref, State
-from origin.storage import Seen, Storage
+from origin.storage import Storage
 from shared.digest import Digest
 from shared.errors import ConfigError, Conflict, MetadataInvalid, NotFound
 from shared.ids import as_revision, is_revision
@@ -33,11 +34,12 @@ from shared.trust_names import (
     SNAPSHOT,
     TARGETS,
     TIMESTAMP,
-    TIMESTAMP_FILE,
     file_name,
     parse_file_name,
 )
 
+FOLDER = "trust"
+"""Where the files are in the store."""
 ATTEMPTS = 100
 """Times that a change is tried on top of others' changes: each of them got on meanwhile."""
 RENEW: Mapping[str, timedelta] = {
@@ -54,7 +56,7 @@ class TrustStore:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._roots: list[Root] = []
-        self._timestamp: Seen | None = None
+        self._timestamp = b""
         self._state: State | None = None
 
     def __repr__(self) -> str:
@@ -64,18 +66,21 @@ class TrustStore:
 
     async def state(self) -> State:
         """What ``timestamp.json`` leads to now. Raises ConfigError where there is none, MetadataInvalid."""
-        seen = await self._seen_timestamp()
-        if self._state is None or self._timestamp is None or seen.data != self._timestamp.data:
-            self._state, self._timestamp = await self._load(seen), seen
+        data, _ = await self._seen_timestamp()
+        if self._state is None or data != self._timestamp:
+            self._state, self._timestamp = await self._load(data), data
         return self._state
 
     async def exists(self) -> bool:
         """Whether there is any metadata here."""
-        return bool(await self.storage.trust_files())
+        return await self._probe(ROOT, 1) is not None
 
     async def file(self, role: str, version: int) -> bytes:
         """A file of the metadata. Raises NotFound."""
-        return (await self.storage.trust_file(file_name(role, version))).data
+        try:
+            return (await self.storage.get(_path(role, version)))[0]
+        except NotFound as error:
+            raise NotFound(str(error), code="unknown_metadata") from None
 
     async def ref(self, model: str, ref: str) -> Ref:
         """What a ref means. Raises NotFound: ``unknown_model`` or ``unknown_revision``."""
@@ -99,7 +104,7 @@ class TrustStore:
         """Store new versions of roles (role, version, metadata), in this order. The first that is there already
         stops it, unless it has the same bytes. Raises Conflict (``stale_metadata``)."""
         for role, version, data in files:
-            created = await self.storage.create_trust(file_name(role, version), data)
+            created = await self.storage.create(_path(role, version), data)
             if not created and await self.file(role, version) != data:
                 raise Conflict(f"version {version} of {role} is there already", public={"role": role})
 
@@ -126,7 +131,7 @@ class TrustStore:
         key), Conflict, MetadataInvalid.
         """
         for attempt in range(ATTEMPTS):
-            seen = await self._seen_timestamp()
+            seen, version = await self._seen_timestamp()
             state = await self._load(seen)
             self._require_online(state, online)
             if renew and not attempt:
@@ -138,7 +143,7 @@ class TrustStore:
                 return attempt > 0
             made = signing.next_of(old, now, TIMESTAMP)
             made.snapshot_meta = signing.listed(data, snapshot.version)
-            if await self.storage.replace_trust(TIMESTAMP_FILE, signing.sign(made, online), seen):
+            if await self.storage.replace(_path(TIMESTAMP, 0), signing.sign(made, online), version):
                 return True
         raise Conflict("others change the metadata all the time", code="stale_metadata")
 
@@ -159,7 +164,7 @@ class TrustStore:
         Raises ConfigError where there is some: a second root would be another network's.
         """
         names = {TARGETS: roles[TARGETS], **roles}
-        if not await self.storage.create_trust(file_name(ROOT, 1), root):
+        if not await self.storage.create(_path(ROOT, 1), root):
             raise ConfigError(f"{self.storage.location}: there is signed metadata already")
         await self.create([(role, 1, data) for role, data in reversed(names.items())])
         snapshot = Snapshot(expires=signing.until(now, SNAPSHOT))
@@ -170,9 +175,9 @@ class TrustStore:
 
     # Reading
 
-    async def _seen_timestamp(self) -> Seen:
+    async def _seen_timestamp(self) -> tuple[bytes, Version]:
         try:
-            return await self.storage.trust_file(TIMESTAMP_FILE)
+            return await self.storage.get(_path(TIMESTAMP, 0))
         except NotFound:
             raise ConfigError(
                 f"{self.storage.location}: there is no signed metadata here; make it with:"
@@ -180,12 +185,12 @@ class TrustStore:
                 code="no_metadata",
             ) from None
 
-    async def _load(self, seen: Seen) -> State:
+    async def _load(self, seen: bytes) -> State:
         roots = await self._known_roots()
         # Signatures of the root before count too: of a rotation that was cut off, and is to be completed.
         signers = list(reversed(roots[-2:]))
-        timestamp, _ = signing.parse(seen.data, Timestamp)
-        timestamp = signing.check(seen.data, Timestamp, TIMESTAMP, timestamp.version, signers)
+        timestamp, _ = signing.parse(seen, Timestamp)
+        timestamp = signing.check(seen, Timestamp, TIMESTAMP, timestamp.version, signers)
         meta = timestamp.snapshot_meta
         data = await self.file(SNAPSHOT, meta.version)
         _fits(data, meta)
@@ -207,7 +212,8 @@ class TrustStore:
     async def _known_roots(self) -> list[Root]:
         """The chain of roots, each signed by the one before; looked up once, then probed for new ones."""
         if not self._roots:
-            names = [parsed for name in await self.storage.trust_files() if (parsed := parse_file_name(name))]
+            files = [path.rpartition("/")[2] async for path in self.storage.paths(FOLDER)]
+            names = [parsed for name in files if (parsed := parse_file_name(name))]
             first = min((version for role, version in names if role == ROOT), default=0)
             if not first:
                 raise MetadataInvalid(f"{self.storage.location}: there is no root")
@@ -247,7 +253,7 @@ class TrustStore:
         made = signing.next_of(base, now, SNAPSHOT, version=version + 1)
         made.meta = {**base.meta, **meta}  # what was once listed stays: clients take a missing one for a rollback
         data = signing.sign(made, online)
-        if not await self.storage.create_trust(file_name(SNAPSHOT, made.version), data):
+        if not await self.storage.create(_path(SNAPSHOT, made.version), data):
             return await self._snapshot(state, online, now, roles, renew=renew)
         return made, data
 
@@ -302,6 +308,10 @@ def due(expires: datetime, role: str, now: datetime) -> bool:
 def org_of_role(role: str) -> str:
     """The organisation whose role this is."""
     return role.partition("~")[0]
+
+
+def _path(role: str, version: int) -> str:
+    return f"{FOLDER}/{file_name(role, version)}"
 
 
 def _fits(data: bytes, meta: MetaFile) -> None:

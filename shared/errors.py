@@ -95,6 +95,9 @@ CODES: Mapping[str, Meaning] = {
     "no_metadata": Meaning(503, EXIT_CONFIG, "There is no signed metadata yet."),
     "bad_config": Meaning(500, EXIT_CONFIG, "The settings are not valid."),
     "disk": Meaning(507, EXIT_DISK, "The disk refused to store this."),
+    "store_denied": Meaning(502, EXIT_AUTH, "The object store refuses these credentials."),
+    "store_timeout": Meaning(504, EXIT_NETWORK, "The object store did not answer in time."),
+    "store_failed": Meaning(502, EXIT_NETWORK, "The object store failed, or could not be reached."),
     "exists": Meaning(409, EXIT_USAGE, "The target is there already."),
 }
 
@@ -215,6 +218,12 @@ class DiskError(LocalError):
     """The disk refused: full, read-only or failing."""
 
     code = "disk"
+
+
+class StoreError(LocalError):
+    """The object store behind an origin refused or failed; the code says which."""
+
+    code = "store_failed"
 
 
 class PublishError(LocalError):
