@@ -17,13 +17,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
 
 from origin import signing
 from origin.objects import Version
 from origin.signing import Ref, State
 from origin.storage import Storage
+from origin.trust_reader import TrustReader, org_of_role
 from shared.digest import Digest
 from shared.errors import ConfigError, Conflict, MetadataInvalid, NotFound
 from shared.ids import as_revision, is_revision
@@ -50,12 +50,14 @@ RENEW: Mapping[str, timedelta] = {
 """The age at which what is signed online is signed anew."""
 
 
-class TrustStore:
+class TrustStore(TrustReader):
     """What refs mean, from the signed metadata. Safe to use from several processes."""
 
+    strict = False
+
     def __init__(self, storage: Storage) -> None:
+        super().__init__()
         self.storage = storage
-        self._roots: list[Root] = []
         self._timestamp = b""
         self._state: State | None = None
 
@@ -68,12 +70,12 @@ class TrustStore:
         """What ``timestamp.json`` leads to now. Raises ConfigError where there is none, MetadataInvalid."""
         data, _ = await self._seen_timestamp()
         if self._state is None or data != self._timestamp:
-            self._state, self._timestamp = await self._load(data), data
+            self._state, self._timestamp = await self.load(data, self._state), data
         return self._state
 
     async def exists(self) -> bool:
         """Whether there is any metadata here."""
-        return await self._probe(ROOT, 1) is not None
+        return await self.probe(ROOT, 1) is not None
 
     async def file(self, role: str, version: int) -> bytes:
         """A file of the metadata. Raises NotFound."""
@@ -109,17 +111,8 @@ class TrustStore:
                 raise Conflict(f"version {version} of {role} is there already", public={"role": role})
 
     async def next_version(self, role: str, after: int) -> int:
-        """The version to sign on top of ``after``: the first number that nobody has spoilt by what is not valid.
-
-        Raises Conflict where there is a valid one after ``after``: that comes first.
-        """
-        state, version = await self.state(), after + 1
-        while (data := await self._probe(role, version)) is not None:
-            with suppress(MetadataInvalid):
-                signing.check(data, Targets, role, version, [state.root if role == TARGETS else state.targets])
-                raise Conflict(f"version {version} of {role} is there already")
-            version += 1
-        return version
+        """The version to sign on top of ``after``. Raises Conflict where somebody else has."""
+        return await self.version_on(await self.state(), role, after)
 
     async def roll_forward(
         self, online: Sequence[NodeKey], now: datetime, roles: Collection[str] = (), *, renew: bool = False
@@ -132,7 +125,7 @@ class TrustStore:
         """
         for attempt in range(ATTEMPTS):
             seen, version = await self._seen_timestamp()
-            state = await self._load(seen)
+            state = await self.load(seen, self._state)
             self._require_online(state, online)
             if renew and not attempt:
                 await self._renew_access(state, online, now)
@@ -175,6 +168,14 @@ class TrustStore:
 
     # Reading
 
+    async def first_root(self) -> bytes:
+        """The oldest root that is kept. Raises MetadataInvalid where there is none."""
+        files = [path.rpartition("/")[2] async for path in self.storage.paths(FOLDER)]
+        versions = [found[1] for name in files if (found := parse_file_name(name)) and found[0] == ROOT]
+        if not versions:
+            raise MetadataInvalid(f"{self.storage.location}: there is no root")
+        return await self.file(ROOT, min(versions))
+
     async def _seen_timestamp(self) -> tuple[bytes, Version]:
         try:
             return await self.storage.get(_path(TIMESTAMP, 0))
@@ -184,48 +185,6 @@ class TrustStore:
                 f" nearshard trust init --store {self.storage.location} --keys DIR --org ORG",
                 code="no_metadata",
             ) from None
-
-    async def _load(self, seen: bytes) -> State:
-        roots = await self._known_roots()
-        # Signatures of the root before count too: of a rotation that was cut off, and is to be completed.
-        signers = list(reversed(roots[-2:]))
-        timestamp, _ = signing.parse(seen, Timestamp)
-        timestamp = signing.check(seen, Timestamp, TIMESTAMP, timestamp.version, signers)
-        meta = timestamp.snapshot_meta
-        data = await self.file(SNAPSHOT, meta.version)
-        _fits(data, meta)
-        snapshot = signing.check(data, Snapshot, SNAPSHOT, meta.version, signers)
-        roles: dict[str, Targets] = {}
-        known = self._state
-        for listed, meta in snapshot.meta.items():
-            name = listed.removesuffix(".json")
-            if known and known.root is roots[-1] and known.snapshot.meta.get(listed) == meta:
-                roles[name] = known.roles[name]
-                continue
-            data = await self.file(name, meta.version)
-            _fits(data, meta)
-            roles[name], _ = signing.parse(data, Targets)
-            if name == TARGETS:
-                signing.check(data, Targets, name, meta.version, signers)
-        return State(roots[-1], timestamp, snapshot, roles)
-
-    async def _known_roots(self) -> list[Root]:
-        """The chain of roots, each signed by the one before; looked up once, then probed for new ones."""
-        if not self._roots:
-            files = [path.rpartition("/")[2] async for path in self.storage.paths(FOLDER)]
-            names = [parsed for name in files if (parsed := parse_file_name(name))]
-            first = min((version for role, version in names if role == ROOT), default=0)
-            if not first:
-                raise MetadataInvalid(f"{self.storage.location}: there is no root")
-            self._roots.append(signing.check_root(await self.file(ROOT, first)))
-        while (data := await self._probe(ROOT, self._roots[-1].version + 1)) is not None:
-            self._roots.append(signing.check_next_root(data, self._roots[-1]))
-        return self._roots
-
-    async def _probe(self, role: str, version: int) -> bytes | None:
-        with suppress(NotFound):
-            return await self.file(role, version)
-        return None
 
     # Signing online
 
@@ -241,7 +200,7 @@ class TrustStore:
         signers = [state.root]
         base, data = state.snapshot, await self.file(SNAPSHOT, state.snapshot.version)
         version = base.version
-        while (found := await self._probe(SNAPSHOT, version + 1)) is not None:
+        while (found := await self.probe(SNAPSHOT, version + 1)) is not None:
             version += 1
             with suppress(MetadataInvalid):
                 base, data = signing.check(found, Snapshot, SNAPSHOT, version, signers), found
@@ -278,7 +237,7 @@ class TrustStore:
         version = listed.version if listed else 0
         newest: Targets | None = None
         found: dict[str, MetaFile] = {}
-        while (data := await self._probe(role, version + 1)) is not None:
+        while (data := await self.probe(role, version + 1)) is not None:
             version += 1
             with suppress(MetadataInvalid):
                 newest = signing.check(data, Targets, role, version, [delegator])
@@ -305,17 +264,5 @@ def due(expires: datetime, role: str, now: datetime) -> bool:
     return now >= expires - signing.lifetime(role) + RENEW[role]
 
 
-def org_of_role(role: str) -> str:
-    """The organisation whose role this is."""
-    return role.partition("~")[0]
-
-
 def _path(role: str, version: int) -> str:
     return f"{FOLDER}/{file_name(role, version)}"
-
-
-def _fits(data: bytes, meta: MetaFile) -> None:
-    try:
-        meta.verify_length_and_hashes(data)
-    except LengthOrHashMismatchError as error:
-        raise MetadataInvalid("a file of the metadata is not the one that was signed for") from error

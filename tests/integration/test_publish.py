@@ -289,7 +289,7 @@ async def test_bad_input_is_refused_by_name_and_nothing_is_published(
     harm(model)
     with pytest.raises(kind, match=named.replace("*", r"\*").replace(".", r"\.")):
         await put(storage, model)
-    assert {path.name for path in Path(storage.location).iterdir()} <= {"trust", "tmp"}
+    assert {path.name for path in Path(storage.location).iterdir()} <= {"trust", "tmp", ".lock"}
     done = command("publish", str(model), "acme/tiny", "--store", storage.location, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and named in done.stderr
 

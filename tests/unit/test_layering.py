@@ -38,6 +38,9 @@ PURE = [
     "shared.health",
     "shared.nearness",
     "shared.view",
+    "shared.nonces",
+    "shared.publishing",
+    "origin.signing",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
