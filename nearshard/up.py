@@ -123,15 +123,16 @@ async def _start(processes: Processes, network: Network, data: Path, *, own_redi
 
     store = str(data / "origin")
     await asyncio.to_thread(_make_trust, data)
+    trust = ["--trust-root", str(root_file(data)), "--token", str(await asyncio.to_thread(_make_token, data))]
     await processes.start("origin", python("origin", "origin", network.origin, "--store", store), last=True)
     default = network.edges[0].region if network.edges else "default"
     words = ["--origin", network.origin, "--redis", network.redis, "--default-region", default]
-    words += ["--trust-root", str(root_file(data))]
+    words += trust
     words += ["--enrolled", str(await asyncio.to_thread(_enrol, network, data)), "--data", str(data / "router")]
     await processes.start("router", python("router", "router", network.router, *words), last=True)
     for edge in network.edges:
         words = ["--origin", network.origin, "--router", network.router, "--node", edge.id, "--region", edge.region]
-        words += ["--data", str(data / "edges" / edge.id), "--trust-root", str(root_file(data))]
+        words += ["--data", str(data / "edges" / edge.id), *trust]
         await processes.start(edge.id, python("edge_node", edge.id, edge.url, *words))
     return run
 
@@ -149,18 +150,29 @@ def _enrol(network: Network, data: Path) -> Path:
 
 def _make_trust(data: Path) -> None:
     """Make the network's keys and its signed metadata, the first time. Raises LocalError."""
-    if root_file(data).exists():
-        return
-    words = ["init", "--store", str(data / "origin"), "--keys", str(data / KEYS), "--root-file", str(root_file(data))]
-    command = [sys.executable, "-m", "origin.trust_command", *words]
+    if not root_file(data).exists():
+        _run("origin.trust_command", "init", "--store", str(data / "origin"), "--keys", str(data / KEYS))
+
+
+def _make_token(data: Path) -> Path:
+    """Make the token by which the services of this run see private models. Raises LocalError."""
+    file = data / "token"
+    words = ["--scope", "*/*:read", "--ttl", "366d", "--subject", "nodes", "--output", str(file)]
+    _run("origin.token_command", "create", *words, "--keys", str(data / KEYS))
+    return file
+
+
+def _run(module: str, *words: str) -> None:
+    """A command of a part that is not imported here. Raises LocalError."""
+    command = [sys.executable, "-m", module, *words]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise LocalError(f"no keys could be made: {done.stderr.strip().removeprefix('error: ')}")
+        raise LocalError(f"{words[0]} failed: {done.stderr.strip().removeprefix('error: ')}")
 
 
 def root_file(data: Path) -> Path:
     """What whoever checks knows the network by: its first root."""
-    return data / "root.json"
+    return data / KEYS / "root.json"
 
 
 def _note(network: Network, data: Path) -> None:

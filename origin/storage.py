@@ -8,15 +8,15 @@ The tree, with every path made here::
     trust/<file>                                    signed metadata: what refs mean (origin.trust_store)
     tmp/<random>                                    a write in progress (directories only)
 
-Objects but ``trust/timestamp.json`` are never overwritten with other bytes. What a shard is, its digest says: never the
-store's ETag.
+Objects but ``trust/timestamp.json`` are never overwritten with other bytes. What a shard is, its digest says: never
+the store's ETag.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from origin.objects import TMP, Buffer, Objects, Version, open_objects, shown
@@ -25,16 +25,10 @@ from shared.errors import NotFound
 from shared.ids import parse_model
 from shared.manifest import Manifest, decode
 
+AT_ONCE = 64
+"""Shards that are looked for at a time."""
 ABANDONED = timedelta(days=1)
 """A temporary file older than this belongs to no living publish."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A small object as it was read; ``tag`` tells it from others that were under its name."""
-
-    data: bytes
-    tag: Version
 
 
 class Storage:
@@ -87,17 +81,33 @@ class Storage:
             async for part in self.objects.read(_blob(digest, model), offset, length):
                 yield part
 
+    async def has_blob(self, digest: Digest, size: int, model: str = "") -> bool:
+        """Whether a shard of ``size`` bytes is there; if so, it is durable after the next ``sync``."""
+        with suppress(NotFound):
+            if await self.blob_size(digest, model) == size:
+                self.objects.to_be_synced(_blob(digest, model))
+                return True
+        return False
+
+    async def lacks(self, shards: Mapping[Digest, int], model: str = "") -> list[Digest]:
+        """Those of these shards (digest to size) that are not there; the others are durable after the next ``sync``."""
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def lacking(digest: Digest, size: int) -> Digest | None:
+            async with room:
+                return None if await self.has_blob(digest, size, model) else digest
+
+        found = await asyncio.gather(*(lacking(digest, size) for digest, size in shards.items()))
+        return [digest for digest in found if digest]
+
     async def ensure_blob(self, digest: Digest, data: Buffer, model: str = "") -> bool:
         """Store a shard that the caller has hashed, unless it is there. Gives whether it was stored.
 
         Durable after the next ``sync``, also where an earlier publish was killed before its own.
         """
-        path = _blob(digest, model)
-        with suppress(NotFound):
-            if await self.blob_size(digest, model) == len(data):
-                self.objects.to_be_synced(path)
-                return False
-        await self.objects.put(path, data)
+        if await self.has_blob(digest, len(data), model):
+            return False
+        await self.objects.put(_blob(digest, model), data)
         return True
 
     # Manifests
@@ -130,25 +140,6 @@ class Storage:
         """The stored revisions of a model, in no order that means anything."""
         paths = [path async for path in self.paths(f"{_model(model)}/manifests")]
         return sorted(parse_digest("sha256:" + path.rpartition("/")[2]) for path in paths)
-
-    # Signed metadata
-
-    async def trust_file(self, name: str) -> Seen:
-        """A file of the signed metadata. Raises NotFound."""
-        with _missing("unknown_metadata"):
-            return Seen(*await self.get(_trust(name)))
-
-    async def trust_files(self) -> list[str]:
-        """The names of all of them."""
-        return [path.rpartition("/")[2] async for path in self.paths("trust")]
-
-    async def create_trust(self, name: str, data: bytes) -> bool:
-        """Store a file unless there is one of that name; durable on return. Of two who try, one is told True."""
-        return await self.create(_trust(name), data)
-
-    async def replace_trust(self, name: str, data: bytes, seen: Seen) -> bool:
-        """Replace a file in one step where it is still what was ``seen``; durable on return. Else gives False."""
-        return await self.replace(_trust(name), data, seen.tag) is not None
 
     # Durability
 
@@ -186,7 +177,3 @@ def _model(model: str) -> str:
 
 def _manifest(model: str, revision: Digest) -> str:
     return f"{_model(model)}/manifests/{hex_of(revision)}"
-
-
-def _trust(name: str) -> str:
-    return f"trust/{name}"

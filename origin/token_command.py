@@ -19,9 +19,11 @@ from urllib.parse import urlencode, urlsplit
 
 import typer
 
-from origin.config import OriginSettings, default_data
+from origin.audit import Audit
+from origin.config import OriginSettings
 from origin.keyring import keys_beside, load_ring
 from origin.signing import CUSTOM
+from origin.signing import key_id as signing_key_id
 from origin.storage import Storage
 from origin.token_keys import TokenKeys
 from origin.trust_setup import roll_forward
@@ -39,6 +41,7 @@ from shared.tokens import (
     TokenError,
     TokenInvalid,
     issue,
+    key_id,
     parse_scopes,
     read_claims,
 )
@@ -108,7 +111,8 @@ def rotate_command(
     token_keys = TokenKeys(_keys(keys, where))
     until = now + parse_ttl(old_ttl) if old_ttl else token_keys.issued_until(now)
     fresh = token_keys.prepare()
-    access = _change(where, keys, lambda access: access.with_key(fresh.public, now, until))
+    access = _change(where, keys, lambda access: access.with_key(fresh.public, now, until), "token key rotated",
+                     token_key=key_id(fresh.public))  # fmt: skip
     token_keys.take_over()
     _report_keys(access, as_json=as_json)
 
@@ -127,7 +131,7 @@ def revoke_command(
         name, expires = token.id, token.expires
     except TokenInvalid:
         name, expires = text, now + MAX_LIFETIME
-    _change(_store(store), keys, lambda access: access.with_revoked(name, now, expires))
+    _change(_store(store), keys, lambda access: access.with_revoked(name, now, expires), "token revoked", token=name)
     sys.stdout.write(f"revoked: {name}\n")
 
 
@@ -172,16 +176,20 @@ def _load(file: Path) -> NodeKey:
         raise RequestError(f"{file}: there is no such file") from None
 
 
-def _change(store: str, keys: Path | None, change: Callable[[AccessList], AccessList]) -> AccessList:
-    """Put a changed list in force, whoever else changes it at the same time. Gives it."""
+def _change(
+    store: str, keys: Path | None, change: Callable[[AccessList], AccessList], event: str, **what: object
+) -> AccessList:
+    """Put a changed list in force, whoever else changes it at the same time, and say so in the audit log. Gives it."""
     trust, ring = TrustStore(Storage(store)), load_ring([_keys(keys, store)])
 
     def changed(fields: Any) -> dict[str, Any]:
         return change(AccessList.parse(fields)).document()
 
     async def put() -> AccessList:
-        now = datetime.now(UTC)
-        await trust.change_access(changed, await roll_forward(trust, ring, now), now)
+        online = await roll_forward(trust, ring, _now())
+        await trust.change_access(changed, online, _now())
+        audit = Audit(load(OriginSettings, ["--store", store]).audit_file, _now)
+        audit.add(event, signing_key_id(online[0]), **what)
         return await _access(trust)
 
     return asyncio.run(put())
@@ -234,7 +242,11 @@ def _store(store: str | None) -> str:
 
 
 def _keys(keys: Path | None, store: str) -> Path:
-    return keys or keys_beside(store, default_data())
+    return keys or keys_beside(store)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def main() -> None:

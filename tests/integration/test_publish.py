@@ -305,8 +305,8 @@ KILL_POINTS = [
     "origin.storage.Storage.ensure_blob",
     "origin.storage.Storage.sync",
     "origin.storage.Storage.put_manifest",
-    "origin.storage.Storage.create_trust",
-    "origin.storage.Storage.replace_trust",
+    "origin.storage.Storage.create",
+    "origin.storage.Storage.replace",
     "os.replace",
 ]
 

@@ -41,6 +41,9 @@ PURE = [
     "shared.tokens",
     "shared.trust",
     "shared.trust_names",
+    "shared.nonces",
+    "shared.publishing",
+    "origin.signing",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
