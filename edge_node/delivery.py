@@ -72,7 +72,7 @@ class Delivery:
         known_public: Callable[[str], bool],
         small_model: int = 0,
     ) -> None:
-        """``known_public``: whether a model is for all, and that is known now."""
+        """``known_public``: whether a model is known to be for all."""
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
         self._small_model = small_model

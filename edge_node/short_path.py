@@ -85,7 +85,7 @@ class ShortPath:
         known_public: Callable[[str], bool],
     ) -> None:
         """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
-        while none is known. ``known_public``: whether a model is for all, and that is known now."""
+        while none is known. ``known_public``: whether a model is known to be for all."""
         self.cache, self.count = cache, count
         self.requests = PlainRequests([HOP.lower().encode()])  # what is held is sent to a peer as to anybody
         self._end = DatedEnd(server, clock, epoch)

@@ -38,7 +38,7 @@ class Visibility(Protocol):
         ...
 
     def known_public(self, model: str) -> bool:
-        """Whether it is known at once to be for all, and fresh: for those that answer without waiting."""
+        """Whether it is known at once to be for all: for those that answer without waiting."""
         ...
 
     async def access_list(self) -> AccessList:

@@ -154,25 +154,32 @@ class Trusted:
     def at_hand(self, model: str, ref: str) -> Target | None:
         """The same, where nobody needs to be asked and there is such a ref; else None. Metadata that is asked for near
         the end of its lifetime is confirmed meanwhile, so that nobody has to wait."""
-        found = self._known_now()
-        if found is None or not all(found.loaded(role) for role in _roles_needed(found, model)):
+        found = self._trust
+        if not self._usable(self._clock.monotonic()) or not found.complete or not found.expires > self._clock.time():
+            return None
+        self._confirm_ahead()
+        if not all(found.loaded(role) for role in _roles_needed(found, model)):
             return None
         with suppress(MetadataExpired):
             return found.target(model, ref, self._clock.time())
         return None
 
     def known_public(self, model: str) -> bool:
-        """Whether a model is for everybody, and nobody needs to be asked for that."""
-        found = self._known_now()
-        return found is not None and found.is_public(model)
+        """Whether a model is for everybody, and that is known here.
 
-    def _known_now(self) -> Trust | None:
-        now, found = self._clock.monotonic(), self._trust
-        if not self._usable(now) or not found.complete or not found.expires > self._clock.time():
-            return None
+        What all have seen is not made private by waiting for an upstream: this needs no confirmation, so that what is
+        asked for by its revision costs no round trip. It is sought meanwhile.
+        """
+        public = self._trust.is_public(model)
+        if public:
+            self._confirm_ahead()
+        return public
+
+    def _confirm_ahead(self) -> None:
+        """Have what is known confirmed, beside, where its lifetime ends soon."""
+        now = self._clock.monotonic()
         if now - self._confirmed > AHEAD * self._lifetime and now >= self._retry_at:
             self.asking.begin(TIMESTAMP, self._refresh)
-        return found
 
     async def refs(self, model: str) -> Mapping[str, Target]:
         """A model's refs by name; none for a model that there is not. Raises TrustError, UpstreamError."""
@@ -190,6 +197,8 @@ class Trusted:
 
     async def is_public(self, model: str) -> bool:
         """Whether a model is for everybody; False for one that there is not. Raises TrustError, UpstreamError."""
+        if self.known_public(model):
+            return True
         await self.current()
         await self._load(public_role(org_of(model)))
         return self._trust.is_public(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -118,10 +119,8 @@ def test_a_token_is_revoked_by_itself_or_its_id_and_it_is_written_down(store: Pa
 
 
 async def test_changes_at_the_same_time_are_all_kept(store: Path) -> None:
-    done = [
-        await asyncio.create_subprocess_exec("nearshard", "token", "revoke", f"id-{n}", "--store", str(store))
-        for n in range(4)
-    ]
+    words = [sys.executable, "-m", "nearshard", "token", "revoke", "--store", str(store)]
+    done = [await asyncio.create_subprocess_exec(*words, f"id-{n}") for n in range(4)]
     assert [await process.wait() for process in done] == [0] * 4
     assert set((await asyncio.to_thread(access, store)).revoked) == {f"id-{n}" for n in range(4)}
 
