@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from shared.errors import IntegrityError, ManifestTooLarge, NotFound, UpstreamEr
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.paths import manifest_path
+from shared.web.reads import Resolved
 from shared.web.session import Sessions
 from shared.web.trusted import Trusted, Upstreams
 from tests.clock import HandClock
@@ -131,3 +133,13 @@ async def test_a_revision_of_another_model_is_not_there(kept: Kept) -> None:
     await kept.catalog.resolve("acme/other", "main")
     with pytest.raises(NotFound):
         await kept.catalog.resolve(MODEL, THEIRS.revision)
+
+
+async def test_who_asks_for_another_models_revision_shares_no_answer_with_who_may(kept: Kept) -> None:
+    """While one is fetched for those who may see it, it is not given to who names another model, nor taken away."""
+    asked = [kept.catalog.resolve(model, FIRST.revision) for model in ("acme/other", MODEL, "acme/other")]
+    first, found, last = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(first, NotFound) and isinstance(last, NotFound)
+    assert isinstance(found, Resolved) and found.manifest.revision == FIRST.revision
+    with pytest.raises(NotFound):
+        await kept.catalog.resolve("acme/other", FIRST.revision)

@@ -26,7 +26,7 @@ from origin.publish import Published, publish
 from origin.storage import Storage
 from origin.trust_setup import delegate_any
 from origin.trust_store import TrustStore
-from shared.errors import NotFound, PublishError, TasksError, TensorFileError
+from shared.errors import Conflict, NotFound, PublishError, TasksError, TensorFileError
 from shared.layout import Slice
 from shared.manifest import MIN_PIECE, Manifest
 from tests.harness import command, make_model, make_trust
@@ -54,6 +54,19 @@ async def put(storage: Storage, model: Path, ref: str = "main", **options: Any) 
     await delegate_any(trust, ring, "acme", NOW)
     done = await publish(LocalSink(trust, ring, lambda: NOW), model, "acme/tiny", ref, **options)
     return done, await storage.manifest("acme/tiny", done.revision)
+
+
+@pytest.mark.parametrize("private", [True, False])
+async def test_a_model_does_not_become_public_or_private_by_a_forgotten_word(
+    storage: Storage, model: Path, private: bool
+) -> None:
+    done, manifest = await put(storage, model, private=private)
+    with pytest.raises(Conflict) as caught:
+        await put(storage, model, "v2", private=not private)
+    assert caught.value.error_code == "other_visibility"
+    assert not await storage.lacks(manifest.shards, "acme/tiny" if private else "")
+    assert await storage.lacks(manifest.shards, "" if private else "acme/tiny") == list(manifest.shards)
+    assert (await put(storage, model, "v2", private=private))[0].revision == done.revision
 
 
 async def read(storage: Storage, slices: Iterable[Slice]) -> bytes:

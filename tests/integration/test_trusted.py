@@ -24,7 +24,9 @@ from shared.errors import (
     TrustError,
     UpstreamError,
 )
+from shared.keys import NodeKey
 from shared.paths import TrustPath
+from shared.tokens import NOBODY, TokenRevoked, issue, parse_scopes
 from shared.trust_file import TrustFile
 from shared.trust_names import public_role
 from shared.web.session import Fetched, make_session
@@ -432,3 +434,42 @@ async def test_processes_that_share_a_file_never_take_it_back(setting: Setting) 
     assert [process.exitcode for process in processes] == [0, 0, 0]
     kept = TrustFile(file).load()
     assert kept is not None and kept.encode() == states[-1]
+
+
+async def test_what_is_public_needs_no_confirmation_and_what_is_private_does(setting: Setting) -> None:
+    setting.repository.publish("acme/secret", "main", b"hidden", private=True)
+    trusted = setting.trusted()
+    assert not trusted.known_public(MODEL), "nothing is known yet"
+    assert await trusted.is_public(MODEL) and not await trusted.is_public("acme/secret")
+    assert f"{setting.repository.versions['acme~private']}.acme~private.json" not in setting.paths()
+    setting.clock.now += LIFETIME + 1
+    setting.script.acts[:] = [unavailable]
+    assert trusted.known_public(MODEL) and await trusted.is_public(MODEL)
+    assert not trusted.known_public("acme/secret")
+    while len(trusted.asking):  # it was sought beside
+        await asyncio.sleep(0)
+    assert "timestamp.json" in setting.paths() and trusted.stale
+    setting.clock.now += 400 * 86_400
+    assert await trusted.is_public(MODEL)
+    with pytest.raises(TrustError):
+        await trusted.is_public("acme/secret")
+    with pytest.raises(TrustError):
+        await trusted.access_list()
+
+
+async def test_which_tokens_are_good_is_as_new_as_the_lifetime(setting: Setting) -> None:
+    key = NodeKey.generate()
+    token = issue(key, parse_scopes(["acme/*:read"]), token_id="t", now=NOW, lifetime=900)
+    access = NOBODY.with_key(key.public, NOW, NOW)
+    setting.repository.access = access.document()
+    setting.repository.sign_access()
+    setting.repository.sign_snapshot()
+    trusted = setting.trusted()
+    assert (await trusted.access_list()).verify(token, NOW).id == "t"
+    setting.repository.access = access.with_revoked("t", NOW, NOW + 900).document()
+    setting.repository.sign_access()
+    setting.repository.sign_snapshot()
+    assert (await trusted.access_list()).verify(token, NOW), "not asked for yet"
+    setting.clock.now += LIFETIME + 1
+    with pytest.raises(TokenRevoked):
+        (await trusted.access_list()).verify(token, setting.clock.time())

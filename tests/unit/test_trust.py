@@ -85,6 +85,18 @@ def test_a_ref_means_what_its_publisher_signed() -> None:
     assert found.access(NOW) == {"token_keys": [], "revoked": []}
 
 
+def test_of_a_public_model_the_private_role_says_nothing() -> None:
+    """All that is of a public model is for all: a ref that was signed for privately must not become so too."""
+    repository = Repository()
+    repository.publish(MODEL, "draft", b"private", private=True)
+    hidden = believed(repository)
+    assert not hidden.is_public(MODEL) and hidden.target(MODEL, "draft", NOW) is not None
+    repository.publish(MODEL, "main", b"public")
+    shown = believed(repository)
+    assert shown.is_public(MODEL) and shown.target(MODEL, "main", NOW) is not None
+    assert shown.target(MODEL, "draft", NOW) is None and list(shown.refs(MODEL)) == ["main"]
+
+
 def test_what_is_published_moves_a_ref() -> None:
     repository = Repository()
     repository.publish(MODEL, "main", b"first")
