@@ -185,7 +185,7 @@ KILL_POINTS = [
     ("origin.remote.RemoteSink.put_manifest", 1),
     ("origin.remote.RemoteSink.move_ref", 1),
     ("origin.remote.RemoteSink.put_role", 1),
-    ("origin.remote.RemoteSink.put_role", 2),
+    ("origin.remote.RemoteSink.next_version", 1),
 ]
 
 
@@ -193,7 +193,7 @@ KILL_POINTS = [
 def test_a_killed_publisher_shows_nothing_and_a_repeat_completes_it(
     lab: Lab, origin: Service, publisher: Path, point: str, call: int
 ) -> None:
-    """F2: SIGKILL as a step begins. (Of ``put_role``, the first two are an organisation's first, empty metadata.)"""
+    """F2: SIGKILL as a step begins."""
     make_model(lab.folder / "model", width=128)
     words = ["publish", str(lab.folder / "model"), MODEL, "--origin", origin.url, "--keys", str(publisher), *SMALL]
     assert run_killed(point, call, words) == -signal.SIGKILL
