@@ -8,8 +8,8 @@
    the byte reached with the next one. A shard counts when its digest is right.
 4. Put the files together beside their targets, and rename them there.
 
-Where the client is given an edge or an origin in place of a router, it asks that one for a plan as well. Plans and views
-are advice: they can cost time, but no byte.
+Where the client is given an edge or an origin in place of a router, it asks that one for a plan as well. Plans and
+views are advice: they can cost time, but no byte.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -172,7 +173,8 @@ class Client:
         urls: Mapping[Digest, Sequence[str]] = {}
         manifest = await self.manifest(asked.model, asked.ref)
         if not await self._guide.ready():
-            urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
+            with suppress(NotFound, UpstreamError):  # it would only name more sources
+                urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
         task = manifest.task(asked.task)
         target = Path(output) if output is not None else Path(f"{asked.model.partition('/')[2]}-{task.name}")
         if target.suffix and not target.is_dir():
