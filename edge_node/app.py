@@ -31,12 +31,15 @@ from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.metrics import Metrics
 from shared.node import State
+from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH
 from shared.web.announce import add_announce_route
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
 from shared.web.server import CONNECTION, DRAIN, listen
 from shared.web.session import Sessions
+from shared.web.trusted import Trusted
+from shared.web.trusted import Upstreams as TrustUpstreams
 
 
 def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
@@ -61,9 +64,19 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         sessions, settings.origin, clock, metrics, parents=settings.parent, peers=peers, node=settings.node
     )
     cache = Cache(memory, disk, Fills(memory, disk, upstreams, clock, rng, metrics, log))
+    above = [*settings.parent, *settings.origin]
+    trusted = Trusted(
+        read_root(settings.trust_root, clock.time(), "edge.trust_root"),
+        TrustUpstreams(sessions, above, metrics, log),
+        clock,
+        lifetime=settings.ref_lifetime,
+        name=settings.node,
+        file=TrustFile(settings.data / "trust.msgpack"),
+    )
     catalog = Catalog(
         sessions,
-        [*settings.parent, *settings.origin],
+        above,
+        trusted,
         clock,
         settings.node,
         lifetime=settings.ref_lifetime,
@@ -72,6 +85,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     delivery = Delivery(
         cache,
         catalog,
+        trusted,
         upstreams,
         metrics,
         node=settings.node,
@@ -128,7 +142,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         else:
             await asyncio.to_thread(write_identity, settings.data, settings.node, key, record())
         operations.start()
-        sessions.resolve_ahead([*settings.parent, *settings.origin, *settings.router])
+        sessions.resolve_ahead([*above, *settings.router])
         membership.start()
         round_trips.start()
         scrubber.start()
@@ -139,6 +153,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         await scrubber.close()
         await operations.close()
         await catalog.close()
+        await trusted.close()
         await cache.close()
         await sessions.close()
 

@@ -27,7 +27,6 @@ from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, Whole, evaluate
 from shared.digest import Digest, hex_of
-from shared.errors import UpstreamError
 from shared.ids import is_revision
 from shared.layout import Slice
 from shared.manifest import Manifest
@@ -36,6 +35,7 @@ from shared.outcome import Outcome, cache_status, dearest
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
+from shared.web.trusted import Trusted
 
 AHEAD, AHEAD_BYTES = 64, 128 << 20
 """Slices, and bytes of them, that are open at once: their fills run while earlier ones are sent. A link where packets
@@ -49,6 +49,7 @@ class Delivery:
         self,
         cache: Cache,
         catalog: Catalog,
+        trusted: Trusted,
         upstreams: Upstreams,
         metrics: Metrics,
         *,
@@ -60,7 +61,7 @@ class Delivery:
         clock: Clock,
         small_model: int = 0,
     ) -> None:
-        self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
+        self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
         self._small_model = small_model
         self.in_flight = 0
@@ -189,8 +190,8 @@ class Delivery:
         return await self._catalog.listing(path)
 
     async def trust(self, path: TrustPath) -> Listing:
-        """A file of the signed metadata. Raises UpstreamError."""
-        raise UpstreamError("not served here yet")
+        """A file of the signed metadata, as it was verified here."""
+        return await self._trusted.file(path)
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """This node, then the origins."""
@@ -215,6 +216,7 @@ class Delivery:
             "disk": vars(self._cache.disk.ledger.statistics()),
             "upstream_bytes": self._upstreams.received.total() - self._upstreams.received[Outcome.FILL_PEER],
             "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
+            "trust": self._trusted.status(),
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }

@@ -200,7 +200,7 @@ class Guide:
         UpstreamError.
         """
         failure: NearshardError = UpstreamError(code="no_nodes")
-        for base in self._bases(key, immutable=immutable):
+        for base in self.bases(key, immutable=immutable):
             url = base + path
             try:
                 answer = await fetch(
@@ -219,7 +219,8 @@ class Guide:
                 return taken
         raise failure
 
-    def _bases(self, key: str, *, immutable: bool) -> list[str]:
+    def bases(self, key: str, *, immutable: bool) -> list[str]:
+        """Base URLs of those to ask for a document, best first."""
         failed = self.failed()
         if self._owners is None:
             return in_order(self._direct or self._routers, failed)

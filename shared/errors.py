@@ -80,6 +80,17 @@ CODES: Mapping[str, Meaning] = {
     "upstream_error": Meaning(502, EXIT_NETWORK, "No source could answer."),
     "upstream_missing": Meaning(502, EXIT_NETWORK, "A listed shard is missing at every source."),
     "integrity_error": Meaning(502, EXIT_INTEGRITY, "A source sent bytes that do not match their digest."),
+    "signature_invalid": Meaning(502, EXIT_INTEGRITY, "Signed metadata has a signature that is not valid, or none."),
+    "threshold_not_met": Meaning(502, EXIT_INTEGRITY, "Signed metadata has fewer good signatures than it needs."),
+    "unknown_key": Meaning(502, EXIT_INTEGRITY, "Signed metadata is signed by a key that may not sign it."),
+    "key_revoked": Meaning(502, EXIT_INTEGRITY, "Signed metadata is signed by a key that may sign it no longer."),
+    "rollback_detected": Meaning(502, EXIT_INTEGRITY, "Signed metadata is older than what was known already."),
+    "equivocation_detected": Meaning(502, EXIT_INTEGRITY, "Two different metadata were signed as the same version."),
+    "mixed_metadata": Meaning(502, EXIT_INTEGRITY, "Signed metadata is put together from different states."),
+    "metadata_expired": Meaning(502, EXIT_INTEGRITY, "The signed metadata has expired, and nobody has newer."),
+    "clock_skew": Meaning(502, EXIT_INTEGRITY, "The clock here is wrong, so signed metadata cannot be judged."),
+    "metadata_invalid": Meaning(502, EXIT_INTEGRITY, "Signed metadata breaks its own rules."),
+    "metadata_too_large": Meaning(502, EXIT_INTEGRITY, "Signed metadata is larger than is allowed."),
     "upstream_timeout": Meaning(504, EXIT_NETWORK, "No source answered in time."),
     "no_nodes": Meaning(503, EXIT_NETWORK, "No node and no origin can serve this now."),
     "no_room": Meaning(503, EXIT_DISK, "The node has no room for this now."),
@@ -184,6 +195,77 @@ class IntegrityError(UpstreamError):
     """Bytes that do not match the digest they were asked for."""
 
     code = "integrity_error"
+
+
+class TrustError(UpstreamError):
+    """Metadata that is not to be believed; what was believed before goes on counting."""
+
+    code = "metadata_invalid"
+
+
+class SignatureInvalid(TrustError):
+    """No signature, or one that does not fit what is signed."""
+
+    code = "signature_invalid"
+
+
+class ThresholdNotMet(TrustError):
+    """Good signatures, but by fewer keys than are needed."""
+
+    code = "threshold_not_met"
+
+
+class UnknownKey(TrustError):
+    """Signed by nobody who may."""
+
+    code = "unknown_key"
+
+
+class KeyRevoked(TrustError):
+    """Signed by who once was allowed to, and is no longer."""
+
+    code = "key_revoked"
+
+
+class RollbackDetected(TrustError):
+    """A lower version than was seen already."""
+
+    code = "rollback_detected"
+
+
+class EquivocationDetected(TrustError):
+    """Good signatures on other content than was seen of the same version."""
+
+    code = "equivocation_detected"
+
+
+class MixedMetadata(TrustError):
+    """Good signatures on files that do not belong together."""
+
+    code = "mixed_metadata"
+
+
+class MetadataExpired(TrustError):
+    """Past its expiry: whoever sent it may be holding back what is new."""
+
+    code = "metadata_expired"
+
+    def __init__(self, message: str = "", *, expires: float = 0.0) -> None:
+        """``expires``: when it did, in seconds since 1970; 0 where there is nothing."""
+        self.expires = expires
+        super().__init__(message)
+
+
+class ClockSkew(TrustError):
+    """Not to be judged, because this machine's clock is wrong; the message says by how much."""
+
+    code = "clock_skew"
+
+
+class MetadataTooLarge(TrustError):
+    """Metadata over its limit; reading stopped there."""
+
+    code = "metadata_too_large"
 
 
 class ManifestInvalid(UpstreamError):

@@ -17,7 +17,8 @@ from tests.s3_server import BUCKET, environment, s3_server
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What commands keep for the next one is kept for this run of the tests, away from the user's."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache-home"))
+    for kind in ("CACHE", "CONFIG", "DATA"):
+        os.environ[f"XDG_{kind}_HOME"] = str(tmp_path_factory.mktemp(f"{kind.lower()}-home"))
 
 
 @pytest.fixture

