@@ -20,7 +20,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -181,7 +181,8 @@ class Client:
         urls: Mapping[Digest, Sequence[str]] = {}
         manifest = await self.manifest(asked.model, asked.ref)
         if not await self._guide.ready():
-            urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
+            with suppress(NotFound, UpstreamError):  # it would only name more sources
+                urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
         task = manifest.task(asked.task)
         target = Path(output) if output is not None else Path(f"{asked.model.partition('/')[2]}-{task.name}")
         if target.suffix and not target.is_dir():

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from origin.audit import Audit
 from origin.config import OriginSettings
 from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring, named
-from origin.signing import key_id, key_of
+from origin.rotation import ONLINE, Rotation, affected
+from origin.signing import State, key_id, key_of
 from origin.storage import Storage
 from origin.trust_setup import add_publisher, initialise
 from origin.trust_store import TrustStore
 from shared.config import load
 from shared.digest import digest_of, hex_of
-from shared.errors import EXIT_USAGE, NearshardError
+from shared.errors import EXIT_USAGE, NearshardError, RequestError
 from shared.files import replace_file
 from shared.ids import parse_name
 from shared.keys import NodeKey, parse_public, save_key
-from shared.trust_names import TARGETS
+from shared.trust_names import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 
 app = typer.Typer(
     add_completion=False,
@@ -116,6 +119,87 @@ def add_publisher_command(
     if news:
         place.audit("publisher added", TARGETS, org=org, key=name)
     _say({"org": org, "key": name, "added": news}, as_json=as_json)
+
+
+@app.command("rotate", epilog="Example: nearshard trust rotate online --keys /media/usb/keys --keys /srv/keys")
+def rotate_command(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="root, targets, online, or an organisation.")],
+    store: StoreOption = None,
+    keys: KeysOption = None,
+    as_json: Json = False,
+) -> None:
+    """Make new keys for a role, and have them sign in the place of the old ones."""
+    parse_name(role, "a role")
+    place = _Place.at(store, keys)
+    done = asyncio.run(Rotation(place.trust, place.ring, place.folder, _now()).rotate(role))
+    place.audit("rotated", ROOT if role in (ROOT, TARGETS, ONLINE) else TARGETS, of=role, **done)
+    _say({"role": role, **done, "keys": str(place.folder)}, as_json=as_json)
+
+
+@app.command("revoke", epilog="Example: nearshard trust revoke 2d711642b726b044 --replace --keys /media/usb/keys")
+def revoke_command(
+    key: Annotated[str, typer.Argument(metavar="KEYID", help="The key's id, or its first 8 digits or more.")],
+    store: StoreOption = None,
+    keys: KeysOption = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Make a new key in its place.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it signs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a key sign nothing any more; what it had signed is signed with another key that is at hand."""
+    place = _Place.at(store, keys)
+    state = asyncio.run(place.trust.state())
+    name = _whole_id(state, key)
+    signs = affected(state, name)
+    if dry_run:
+        _say({"key": name, "signs": signs}, as_json=as_json)
+        return
+    done = asyncio.run(Rotation(place.trust, place.ring, place.folder, _now()).revoke(name, replace=replace))
+    top = any(role in (ROOT, TARGETS, ONLINE) for role in signs)
+    place.audit("revoked", ROOT if top else TARGETS, key=name, signs=signs, added=done["added"])
+    _say({"key": name, "signs": signs, "added": done["added"], "keys": str(place.folder)}, as_json=as_json)
+
+
+@app.command("show", epilog="Example: nearshard trust show --store /srv/models")
+def show_command(store: StoreOption = None, as_json: Json = False) -> None:
+    """Show who signs what, and until when it is good."""
+    trust = TrustStore(Storage(_store(store)))
+    state, root = asyncio.run(_state_and_root(trust))
+    signed = {ROOT: state.root, TIMESTAMP: state.timestamp, SNAPSHOT: state.snapshot, **state.roles}
+    roles = {
+        name: {
+            "version": metadata.version,
+            "expires": metadata.expires.isoformat(),
+            "threshold": state.role(name).threshold,
+            "keys": list(state.role(name).keyids),
+        }
+        for name, metadata in signed.items()
+    }
+    if as_json:
+        sys.stdout.write(json.dumps({"fingerprint": hex_of(digest_of(root)), "roles": roles}) + "\n")
+        return
+    table = Table("role", "version", "good until", "signed by", box=None)
+    for name, shown in roles.items():
+        keys = " ".join(key[:16] for key in shown["keys"])  # type: ignore[attr-defined]
+        table.add_row(name, str(shown["version"]), str(shown["expires"])[:16], f"{shown['threshold']} of {keys}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"fingerprint of root {state.root.version}: {hex_of(digest_of(root))}")
+    console.print(table)
+
+
+async def _state_and_root(trust: TrustStore) -> tuple[State, bytes]:
+    state = await trust.state()
+    return state, await trust.file(ROOT, state.root.version)
+
+
+def _whole_id(state: State, beginning: str) -> str:
+    """The one key id that begins so. Raises RequestError."""
+    every = {*state.root.keys, *(state.targets.delegations.keys if state.targets.delegations else ())}
+    found = [key for key in every if key.startswith(beginning)]
+    if len(beginning) < 8 or len(found) != 1:
+        raise RequestError(
+            "a key's id is 64 hex digits, of which the first 8 or more can be given", code="unknown_role"
+        )
+    return str(found[0])
 
 
 @dataclass(frozen=True)

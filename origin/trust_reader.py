@@ -73,6 +73,15 @@ class TrustReader(ABC):
                 signing.check(data, Targets, name, meta.version, [roles[TARGETS]])
         return State(roots[-1], timestamp, snapshot, roles)
 
+    async def holds(self, state: State, role: str) -> bool:
+        """Whether what is in force of a delegated role is signed as targets say now."""
+        version = state.roles[role].version
+        try:
+            signing.check(await self.file(role, version), Targets, role, version, [state.targets])
+        except MetadataInvalid:
+            return False
+        return True
+
     async def version_on(self, state: State, role: str, after: int) -> int:
         """The version to sign on top of ``after``: the first number that nobody has spoilt by what is not valid.
 

@@ -115,13 +115,19 @@ class TrustStore(TrustReader):
         return await self.version_on(await self.state(), role, after)
 
     async def roll_forward(
-        self, online: Sequence[NodeKey], now: datetime, roles: Collection[str] = (), *, renew: bool = False
+        self,
+        online: Sequence[NodeKey],
+        now: datetime,
+        roles: Collection[str] = (),
+        *,
+        renew: bool = False,
+        force: bool = False,
     ) -> bool:
         """Put the newest versions of ``roles`` (of all, by default) in force, signed by ``online``: the online key,
         and while it is being replaced the new one too.
 
-        ``renew``: also sign anew what grows old. Gives whether anything changed. Raises ConfigError (not the online
-        key), Conflict, MetadataInvalid.
+        ``renew``: also sign anew what grows old; ``force``: sign a new snapshot and timestamp in any case. Gives
+        whether anything changed. Raises ConfigError (not the online key), Conflict, MetadataInvalid.
         """
         for attempt in range(ATTEMPTS):
             seen, version = await self._seen_timestamp()
@@ -129,10 +135,10 @@ class TrustStore(TrustReader):
             self._require_online(state, online)
             if renew and not attempt:
                 await self._renew_access(state, online, now)
-            snapshot, data = await self._snapshot(state, online, now, roles, renew=renew)
+            snapshot, data = await self._snapshot(state, online, now, roles, renew=renew, force=force and not attempt)
             old = state.timestamp
             moved = snapshot.version != state.snapshot.version
-            if not moved and not (renew and due(old.expires, TIMESTAMP, now)):
+            if not moved and not force and not (renew and due(old.expires, TIMESTAMP, now)):
                 return attempt > 0
             made = signing.next_of(old, now, TIMESTAMP)
             made.snapshot_meta = signing.listed(data, snapshot.version)
@@ -149,7 +155,7 @@ class TrustStore(TrustReader):
             state = await self.state()
             with suppress(Conflict):
                 fields = change(state.roles[ACCESS].unrecognized_fields[signing.CUSTOM])
-                await self._sign_access(state, fields, online, now)
+                await self.sign_access(state, fields, online, now)
                 await self.roll_forward(online, now)
                 return
             await self.roll_forward(online, now)
@@ -198,7 +204,14 @@ class TrustStore(TrustReader):
             signing.holders(state.root.get_delegated_role(role), ring, role)
 
     async def _snapshot(
-        self, state: State, online: Sequence[NodeKey], now: datetime, roles: Collection[str], *, renew: bool
+        self,
+        state: State,
+        online: Sequence[NodeKey],
+        now: datetime,
+        roles: Collection[str],
+        *,
+        renew: bool,
+        force: bool,
     ) -> tuple[Snapshot, bytes]:
         """The snapshot to put in force: what is, one that was stored and not put in force, or a new one."""
         signers = [state.root]
@@ -209,15 +222,14 @@ class TrustStore(TrustReader):
             with suppress(MetadataInvalid):
                 base, data = signing.check(found, Snapshot, SNAPSHOT, version, signers), found
         meta = await self._newest_roles(state, base, roles)
-        if all(base.meta.get(name) == listed for name, listed in meta.items()) and not (
-            renew and due(base.expires, SNAPSHOT, now)
-        ):
+        old = force or (renew and due(base.expires, SNAPSHOT, now))
+        if not old and all(base.meta.get(name) == listed for name, listed in meta.items()):
             return base, data
         made = signing.next_of(base, now, SNAPSHOT, version=version + 1)
         made.meta = {**base.meta, **meta}  # what was once listed stays: clients take a missing one for a rollback
         data = signing.sign(made, online)
         if not await self.storage.create(_path(SNAPSHOT, made.version), data):
-            return await self._snapshot(state, online, now, roles, renew=renew)
+            return await self._snapshot(state, online, now, roles, renew=renew, force=force)
         return made, data
 
     async def _newest_roles(self, state: State, base: Snapshot, roles: Collection[str]) -> dict[str, MetaFile]:
@@ -254,9 +266,10 @@ class TrustStore(TrustReader):
         access = state.roles[ACCESS]
         if due(access.expires, ACCESS, now):
             with suppress(Conflict):  # somebody else did
-                await self._sign_access(state, access.unrecognized_fields[signing.CUSTOM], online, now)
+                await self.sign_access(state, access.unrecognized_fields[signing.CUSTOM], online, now)
 
-    async def _sign_access(self, state: State, fields: object, online: Sequence[NodeKey], now: datetime) -> None:
+    async def sign_access(self, state: State, fields: object, online: Sequence[NodeKey], now: datetime) -> None:
+        """Store a new version of ``access``, not in force yet. Raises Conflict."""
         old = state.roles[ACCESS]
         made = signing.next_of(old, now, ACCESS, version=await self.next_version(ACCESS, old.version))
         made.unrecognized_fields[signing.CUSTOM] = fields

@@ -211,7 +211,9 @@ class Lab:
         """An edge node; its data in a folder of its name."""
         named = [f"--origin={_url(origin)}" for origin in origins]
         routers = [f"--router={router.url}"] if router else []
-        where = ["--data", str(data or self.folder / node), *self._trusting()]
+        where = ["--data", str(data or self.folder / node)]
+        if "trust_root" not in flags:
+            where += self._trusting()
         return self.service("edge_node", *named, *routers, *where, "--node", node, *_flags(flags), name=node)
 
     def _trusting(self) -> list[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 
 from origin.keyring import load_ring
 from shared.digest import digest_of
-from shared.errors import EXIT_AUTH, EXIT_CONFIG, EXIT_NETWORK
+from shared.errors import EXIT_AUTH, EXIT_CONFIG, EXIT_NETWORK, EXIT_USAGE
 from shared.keys import NodeKey, save_key
 from shared.publishing import Opening, make_opening
 from tests.e2e.test_trust_files import updater
@@ -174,3 +177,139 @@ def test_routers_and_edges_hear_of_it_at_once(lab: Lab, publisher: Path) -> None
     wait_until(
         lambda: get_json(f"{router.url}/models/{MODEL}")["refs"]["main"]["revision"] == after, "the router knows"
     )
+
+
+KILL_POINTS = [
+    ("origin.remote.RemoteSink.begin", 1),
+    ("origin.remote.RemoteSink.ensure_blob", 2),
+    ("origin.remote.RemoteSink.put_manifest", 1),
+    ("origin.remote.RemoteSink.move_ref", 1),
+    ("origin.remote.RemoteSink.put_role", 1),
+    ("origin.remote.RemoteSink.next_version", 1),
+]
+
+
+@pytest.mark.parametrize(("point", "call"), KILL_POINTS)
+def test_a_killed_publisher_shows_nothing_and_a_repeat_completes_it(
+    lab: Lab, origin: Service, publisher: Path, point: str, call: int
+) -> None:
+    """F2: SIGKILL as a step begins."""
+    make_model(lab.folder / "model", width=128)
+    words = ["publish", str(lab.folder / "model"), MODEL, "--origin", origin.url, "--keys", str(publisher), *SMALL]
+    assert run_killed(point, call, words) == -signal.SIGKILL
+    assert ask(f"{origin.url}/models/{MODEL}", "GET")[:2] == (404, "unknown_model")
+    done = publish(origin, publisher, lab.folder / "model")
+    assert done["changed"] and served(origin)
+    if point.endswith(("put_manifest", "move_ref")):
+        assert done["stored"] == 0, "what was there is not sent again"
+
+
+ORIGIN_POINTS = [
+    ("origin.storage.Storage.ensure_blob", 3),
+    ("origin.storage.Storage.put_manifest", 1),
+    ("origin.storage.Storage.create", 1),
+    ("origin.storage.Storage.create", 2),
+    ("origin.storage.Storage.replace", 1),
+    ("os.replace", 2),
+]
+
+
+@pytest.mark.parametrize(("point", "call"), ORIGIN_POINTS)
+def test_a_killed_origin_shows_all_or_nothing_and_a_repeat_completes_it(
+    lab: Lab, publisher: Path, point: str, call: int
+) -> None:
+    """F2, on the other side. What was signed before is put in force by the origin as it starts again."""
+    make_model(lab.folder / "model", width=128)
+    lab.publish(lab.folder / "model", MODEL, *SMALL)
+    make_model(lab.folder / "model", width=128, seed=9)
+    weights = hashlib.sha256((lab.folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+    ready = lab.folder / "dying.json"
+    words = ["--store", str(lab.store), "--port", "0", "--ready-file", str(ready)]
+    dying = subprocess.Popen([sys.executable, "-c", killed_at(point, call, "origin", words)])
+    try:
+        wait_until(ready.exists, "the origin ready")
+        url = json.loads(ready.read_text())["url"]
+        where = ["--origin", url, "--keys", str(publisher), *SMALL]
+        done = command("publish", str(lab.folder / "model"), MODEL, *where, check=False)
+        assert dying.wait(30) == -signal.SIGKILL and done.returncode == EXIT_NETWORK
+    finally:
+        dying.kill()
+        dying.wait(10)
+    origin = lab.service("origin", "--store", str(lab.store), name="origin")
+    served(origin)
+    publish(origin, publisher, lab.folder / "model")
+    assert served(origin) == weights
+    assert updater(lab, origin).get_targetinfo(f"{MODEL}/main") is not None
+
+
+def killed_at(point: str, call: int, program: str, words: list[str]) -> str:
+    """A script that runs a program, and kills itself as a function is called for the ``call``-th time."""
+    owner, _, name = point.rpartition(".")
+    module, _, kind = owner.rpartition(".") if owner.count(".") == 2 else (owner, "", "")
+    run = {
+        "publish": "from origin.publish_command import main; main()",
+        "origin": "import runpy; runpy.run_module('origin', run_name='__main__')",
+    }[program]
+    return (
+        "import importlib, os, signal, sys\n"
+        f"owner = importlib.import_module({module!r})\n"
+        f"owner = getattr(owner, {kind!r}) if {kind!r} else owner\n"
+        f"real, calls = getattr(owner, {name!r}), []\n"
+        "def die(*words, **options):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == {call}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*words, **options)\n"
+        f"setattr(owner, {name!r}, die)\n"
+        f"sys.argv = {[program, *words]!r}\n"
+        f"{run}\n"
+    )
+
+
+def run_killed(point: str, call: int, words: list[str]) -> int:
+    """The exit code of a publish that is killed at a point."""
+    return subprocess.run(
+        [sys.executable, "-c", killed_at(point, call, words[0], words[1:])], timeout=60, check=False
+    ).returncode
+
+
+def test_two_publishers_of_one_ref_and_of_two(lab: Lab, origin: Service, publisher: Path) -> None:
+    """As commands, at once. Of one ref, nothing is lost whoever is first; of two, both are there."""
+    running = []
+    for n, ref in enumerate(("main", "main", "v2", "v3")):
+        make_model(lab.folder / f"model-{n}", width=128, seed=n)
+        where = ["--origin", origin.url, "--keys", str(publisher), "--ref", ref, "--json", *SMALL]
+        words = [sys.executable, "-m", "nearshard", "publish", str(lab.folder / f"model-{n}"), MODEL, *where]
+        running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    done = [(process.communicate(timeout=90), process.returncode) for process in running]
+    assert done[2][1] == done[3][1] == 0, done
+    codes = sorted(code for _, code in done[:2])
+    assert codes in ([0, 0], [0, EXIT_USAGE])  # one after the other, or one in the way of the other
+    for (_, said), code in done[:2]:
+        assert code == 0 or "moved" in said
+    refs = get_json(f"{origin.url}/models/{MODEL}")["refs"]
+    won = {json.loads(out)["revision"] for (out, _), code in done[:2] if code == 0}
+    assert set(refs) == {"main", "v2", "v3"} and refs["main"]["revision"] in won
+
+
+def test_the_keys_are_shown_rotated_and_revoked_by_commands(lab: Lab, origin: Service, publisher: Path) -> None:
+    make_model(lab.folder / "model", width=128)
+    publish(origin, publisher, lab.folder / "model")
+    shown = json.loads(command("trust", "show", "--store", str(lab.store), "--json").stdout)
+    assert shown["fingerprint"] == hashlib.sha256(lab.trust_root.read_bytes()).hexdigest()
+    assert shown["roles"]["root"]["threshold"] == 2 and len(shown["roles"]["acme~public"]["keys"]) == 2
+    assert "acme~public" in command("trust", "show", "--store", str(lab.store)).stdout
+    for role in ("online", "root"):
+        lab.trust("rotate", role)
+    publish(origin, publisher, lab.folder / "model", "--ref", "v2")  # the origin has read the new online key
+    (key,) = load_ring([publisher])
+    assert "acme" in lab.trust("revoke", key[:16], "--dry-run")
+    lab.trust("revoke", key[:16])
+    done = publish(origin, publisher, lab.folder / "model", "--ref", "v3", check=False)
+    assert done.returncode == EXIT_AUTH
+    client = updater(lab, origin)
+    assert client.get_targetinfo(f"{MODEL}/v2") is not None and client.get_targetinfo(f"{MODEL}/v3") is None
+    events = [json.loads(line)["event"] for line in (lab.folder / "audit.jsonl").read_text().splitlines()]
+    assert [event for event in events if event != "refused"] == [
+        "publisher added", "publisher added", "published", "rotated", "rotated", "published", "revoked",
+    ]  # fmt: skip
+    assert "refused" in events
