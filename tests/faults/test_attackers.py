@@ -64,9 +64,9 @@ class Attacked:
         """Serve this metadata; the present one by default."""
         self.act(serving(self.repository.files if files is None else files))
 
-    def edge(self, **flags: str) -> Service:
+    def edge(self) -> Service:
         """A real edge behind it."""
-        return self.lab.edge(self.script.url, ref_lifetime="0", trust_root=str(self.root), **flags)
+        return self.lab.edge(self.script.url, ref_lifetime="0", trust_root=str(self.root))
 
     async def fetch(self, out: Path) -> str:
         """The real client, straight from the attacker: the revision, or the code of the error."""
@@ -365,14 +365,15 @@ async def test_keys_are_rotated_under_load_and_a_revoked_one_is_refused(attacked
     latest = attacked.versions[-1].revision
     async with load(edge.url, attacked.root, tmp_path) as clients:
         await clients.more()
-        for change in (
-            lambda: repository.rotate(root=[make_key(number) for number in (51, 52, 53)]),
-            lambda: repository.rotate(targets=make_key(54)),
-            lambda: repository.rotate(online=make_key(55)),
-            lambda: repository.rotate(publisher=make_key(56)),
-            lambda: repository.rotate(publisher=make_key(57)),
-        ):
-            change()
+        changes: list[Mapping[str, Any]] = [
+            {"root": [make_key(number) for number in (51, 52, 53)]},
+            {"targets": make_key(54)},
+            {"online": make_key(55)},
+            {"publisher": make_key(56)},
+            {"publisher": make_key(57)},
+        ]
+        for change in changes:
+            repository.rotate(**change)
             assert set(await clients.more()) == {latest}, "nobody notices"
         repository.set_ref(MODEL, "main", attacked.versions[0].encoded)
         repository.sign_role(PUBLIC, make_key(56))
