@@ -151,7 +151,7 @@ def _make_trust(data: Path) -> None:
     """Make the network's keys and its signed metadata, the first time. Raises LocalError."""
     if root_file(data).exists():
         return
-    words = ["init", "--store", str(data / "origin"), "--keys", str(data / KEYS), "--root-file", str(root_file(data))]
+    words = ["init", "--store", str(data / "origin"), "--keys", str(data / KEYS)]
     command = [sys.executable, "-m", "origin.trust_command", *words]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
@@ -160,7 +160,7 @@ def _make_trust(data: Path) -> None:
 
 def root_file(data: Path) -> Path:
     """What whoever checks knows the network by: its first root."""
-    return data / "root.json"
+    return data / KEYS / "root.json"
 
 
 def _note(network: Network, data: Path) -> None:

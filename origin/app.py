@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from origin.audit import Audit
 from origin.config import OriginSettings
+from origin.renewal import Renewal
 from origin.storage import Storage
 from origin.trust_store import TrustStore
+from origin.upload import Uploads
 from shared import codec, plan, representation
 from shared.clock import Clock
 from shared.digest import Digest
+from shared.errors import ConfigError, UpstreamError
 from shared.ids import DEFAULT_REF
+from shared.keys import NodeKey, load_key
 from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.web.announce import announce
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
+from shared.web.session import Sessions
 
-READ = 1 << 20
-"""Bytes read from storage at a time: nothing buffers a whole shard."""
 MANIFESTS = 64
 """Decoded manifests kept in memory."""
 
@@ -107,10 +114,9 @@ class OriginTier:
 
     async def _pieces(self, slices: Iterable[Slice]) -> AsyncIterator[Piece]:
         for piece in slices:
-            for start in range(0, piece.length, READ):
-                size = min(READ, piece.length - start)
-                yield await self._storage.read_blob(piece.digest, piece.offset + start, size)
-                self._metrics.sent.labels("origin").inc(size)
+            async for part in self._storage.stream_blob(piece.digest, piece.offset, piece.length):
+                yield part
+                self._metrics.sent.labels("origin").inc(len(part))
 
     async def status(self) -> Mapping[str, Any]:
         """Where it is and what it has."""
@@ -126,10 +132,64 @@ class OriginTier:
         return ""
 
 
+class Told:
+    """Tells routers what was published; each tells its edges. Who is not told sees it when a ref's lifetime ends."""
+
+    def __init__(self, sessions: Sessions, routers: Sequence[str], log: FilteringBoundLogger) -> None:
+        self._sessions, self._routers, self._log = sessions, routers, log
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def published(self, model: str) -> None:
+        """Have them look a model's refs up anew."""
+        for url in self._routers:
+            task = asyncio.create_task(self._tell(url, model))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Stop telling."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _tell(self, url: str, model: str) -> None:
+        try:
+            await announce(self._sessions.of(url), url, model)
+        except UpstreamError as error:
+            self._log.warning("a router was not told of a publish", router=url, reason=str(error))
+
+
 def build_app(settings: OriginSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
-    """The origin, ready to be served at ``url``. Raises ConfigError."""
+    """The origin, ready to be served at ``url``. Raises ConfigError: also for an online key that others may read."""
     metrics = Metrics()
     trust = TrustStore(Storage(settings.store))
+    sessions = Sessions()
+
+    def online() -> list[NodeKey]:
+        try:
+            return [load_key(settings.online_file)]
+        except FileNotFoundError:
+            raise ConfigError(f"{settings.online_file}: there is no online key", code="no_online_key") from None
+
+    try:
+        online()
+    except ConfigError as error:
+        if error.error_code != "no_online_key":
+            raise
+        log.warning("nothing can be published here, and the signed metadata will expire", reason=str(error))
+    audit = Audit(settings.audit_file, lambda: datetime.fromtimestamp(clock.time(), UTC))
+    told = Told(sessions, settings.router, log)
+    renewal = Renewal(trust, online, clock, log)
+
+    async def live(_: web.Application) -> AsyncIterator[None]:
+        renewal.start()
+        yield
+        await renewal.close()
+        await told.close()
+        await sessions.close()
+
     app = make_app("nearshard-origin", clock, metrics, log)
+    app.cleanup_ctx.append(live)
     add_routes(app, OriginTier(trust, url, metrics), metrics)
+    Uploads(trust, online, audit, told.published, clock, log).add_routes(app)
     return app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import Protocol
 
@@ -45,6 +45,14 @@ def meaning(state: State, model: str, ref: str, *, private: bool) -> Ref | None:
     except NotFound:
         return None
     return found if found.private == private else None
+
+
+def publisher_keyids(state: State, model: str, *, private: bool) -> Collection[str]:
+    """The keys that sign for a model; none where nobody does."""
+    try:
+        return state.role(role_of(model, private=private)).keyids
+    except NotFound:
+        return ()
 
 
 def publisher_keys(state: State, model: str, ring: Keyring, *, private: bool) -> list[NodeKey]:
@@ -119,9 +127,12 @@ class LocalSink:
     def __init__(self, trust: TrustStore, ring: Keyring, now: Callable[[], datetime]) -> None:
         """``ring``: the publisher's keys and the online key."""
         self._trust, self._storage, self._ring, self._now = trust, trust.storage, ring, now
+        self._space = ""
+        """The model whose private shards are stored; empty for public ones."""
 
     async def begin(self, model: str, ref: str, *, private: bool) -> Ref | None:
         """Take up what was left, and see that it can be signed in the end. Raises RequestError, ConfigError."""
+        self._space = model if private else ""
         await self._trust.roll_forward(self._online(await self._trust.state()), self._now())
         state = await self._trust.state()
         publisher_keys(state, model, self._ring, private=private)
@@ -130,7 +141,7 @@ class LocalSink:
 
     async def ensure_blob(self, digest: Digest, data: bytes) -> bool:
         """Store a shard unless it is there."""
-        return await self._storage.ensure_blob(digest, data)
+        return await self._storage.ensure_blob(digest, data, self._space)
 
     async def put_manifest(self, manifest: Manifest) -> None:
         """Store a manifest, after all of its shards."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from origin.config import KEYS, beside
 from origin.signing import key_id
 from shared.errors import ConfigError
 from shared.keys import NodeKey, load_key, save_key
 
-ONLINE_FILE = "online.pem"
+ROOT_FILE = "root.json"
+"""What whoever checks knows the network by, beside the keys that made it."""
 PUBLISHER_FILE = "publisher.pem"
 """A key that publishes for any organisation, each delegated when something is first published there: for networks of
 one machine, where the targets key is at hand anyway."""
-FOLDER = "keys"
 
 
 class Keyring(dict[str, NodeKey]):
@@ -61,6 +62,6 @@ def make_named(folder: Path, prefix: str) -> NodeKey:
     return key
 
 
-def keys_beside(store: str, data: Path) -> Path:
-    """Where keys are looked for unless said: beside a store that is a directory, else in nearshard's own data."""
-    return (data if "://" in store else Path(store).expanduser().resolve().parent) / FOLDER
+def keys_beside(store: str) -> Path:
+    """Where keys are looked for unless said."""
+    return beside(store) / KEYS

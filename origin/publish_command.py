@@ -1,34 +1,43 @@
-"""``nearshard publish``: publish a model directory to a local store."""
+"""``nearshard publish``: publish a model directory, to a store at hand or to an origin afar."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
-from origin.commit import LocalSink
-from origin.config import OriginSettings, default_data
+from origin.audit import Audit
+from origin.commit import LocalSink, publisher_keys
+from origin.config import OriginSettings
 from origin.cutting import LIMIT, TARGET
-from origin.keyring import Keyring, keys_beside, load_ring
+from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring
 from origin.publish import Published, publish
+from origin.remote import RemoteSink
+from origin.signing import key_id
 from origin.storage import Storage
 from origin.trust_setup import delegate_any
 from origin.trust_store import TrustStore
-from shared.config import load, size
+from shared.config import HttpUrl, load, size
 from shared.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, NearshardError, UpstreamError
 from shared.ids import parse_model, parse_ref
 from shared.manifest import MAX_SHARD
 from shared.trust_names import org_of
 from shared.web.announce import announce
 from shared.web.session import make_session
+
+Place = Callable[..., Coroutine[Any, Any, Published]]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -43,6 +52,11 @@ def command(
     keys: Annotated[
         list[Path] | None,
         typer.Option(help="Folder with your key, and with the online key of a store at hand; again for more."),
+    ] = None,
+    origin: Annotated[str, typer.Option(help="URL of an origin to upload to; a store at hand by default.")] = "",
+    trust_root: Annotated[
+        Path | None,
+        typer.Option(envvar="NEARSHARD_TRUST_ROOT", help="The network's root file; root.json beside your key."),
     ] = None,
     shard_target: Annotated[str, typer.Option(help="Bytes that a shard should have.")] = f"{TARGET >> 20}MiB",
     shard_limit: Annotated[str, typer.Option(help="Bytes that a shard may have.")] = f"{LIMIT >> 20}MiB",
@@ -59,14 +73,20 @@ def command(
             f"--shard-target is at least 4KiB and at most --shard-limit, which is at most {MAX_SHARD >> 20}MiB"
         )
     parse_model(model), parse_ref(ref)
+    if origin and store:
+        raise ConfigError("--origin and --store are two places; give one")
     where = store or load(OriginSettings, []).store
-    ring = load_ring(keys or [keys_beside(where, default_data())])
+    folders = keys or [keys_beside(where)]
+    ring = load_ring(folders)
+    if origin:
+        root, url = _read_root(trust_root, folders), TypeAdapter(HttpUrl).validate_python(origin)
+        place: Place = partial(_from_afar, url, root, ring)
+    else:
+        place = partial(_at_hand, where, ring)
     with _bar() as bar:
         row = bar.add_task(model, total=None)
         done = asyncio.run(
-            _publish(
-                where,
-                ring,
+            place(
                 directory,
                 model,
                 ref,
@@ -85,10 +105,31 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _publish(store: str, ring: Keyring, directory: Path, model: str, ref: str, **options: Any) -> Published:
+async def _at_hand(store: str, ring: Keyring, directory: Path, model: str, ref: str, **options: Any) -> Published:
     trust = TrustStore(Storage(store))
     await delegate_any(trust, ring, org_of(model), _now())
-    return await publish(LocalSink(trust, ring, _now), directory, model, ref, **options)
+    done = await publish(LocalSink(trust, ring, _now), directory, model, ref, **options)
+    if done.changed:
+        who = publisher_keys(await trust.state(), model, ring, private=False)[0]
+        audit = Audit(load(OriginSettings, ["--store", store]).audit_file, _now)
+        audit.add("published", key_id(who), model=model, ref=ref, revision=done.revision)
+    return done
+
+
+async def _from_afar(
+    url: str, root: bytes, ring: Keyring, directory: Path, model: str, ref: str, **options: Any
+) -> Published:
+    async with make_session() as session:
+        sink = RemoteSink(session, url, root, ring, _now, asyncio.sleep)
+        return await publish(sink, directory, model, ref, **options)
+
+
+def _read_root(file: Path | None, folders: list[Path]) -> bytes:
+    """The root file that is given, or the one beside the keys. Raises ConfigError."""
+    for candidate in [file] if file else [folder.expanduser() / ROOT_FILE for folder in folders]:
+        with suppress(FileNotFoundError):
+            return candidate.read_bytes()
+    raise ConfigError("what the network is known by is needed: --trust-root FILE")
 
 
 async def _tell(routers: list[str], model: str) -> None:

@@ -53,8 +53,8 @@ CUSTOM = "nearshard"
 NO_TOKENS: Mapping[str, Any] = {"token_keys": [], "revoked": []}
 MAX_REFS = 100_000
 """Targets of one role."""
-MAX_METADATA = 32 << 20
-"""Bytes of one file."""
+MAX_METADATA = 5 << 20
+"""Bytes of one file: what who checks takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +330,16 @@ def check_refs(signed: Targets, org: str) -> None:
         if org_of(model) != org or target.hashes.keys() != {"sha256"}:
             raise MetadataInvalid("a target of another organisation, or with other hashes than SHA-256")
         ref_of(target)
+
+
+def roles_of_org(model: str) -> tuple[str, str]:
+    """The roles that say what the refs of a model's organisation mean."""
+    return public_role(org_of(model)), private_role(org_of(model))
+
+
+def changed_targets(before: Mapping[str, TargetFile], after: Mapping[str, TargetFile]) -> list[str]:
+    """The paths that mean something else, are new, or are gone."""
+    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
 
 
 def _keys(signed: Signed) -> list[Key]:

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from origin import signing
-from origin.keyring import ONLINE_FILE, PUBLISHER_FILE, Keyring, make_key, make_named
+from origin.config import ONLINE_FILE
+from origin.keyring import PUBLISHER_FILE, Keyring, make_key, make_named
 from origin.signing import key_id, key_of
 from origin.trust_store import TrustStore
 from shared.errors import ConfigError

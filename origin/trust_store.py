@@ -17,12 +17,13 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
 
 from origin import signing
+from origin.objects import Version
 from origin.signing import Ref, State
-from origin.storage import Seen, Storage
+from origin.storage import Storage
+from origin.trust_reader import TrustReader, org_of_role
 from shared.digest import Digest
 from shared.errors import ConfigError, Conflict, MetadataInvalid, NotFound
 from shared.ids import as_revision, is_revision
@@ -33,11 +34,12 @@ from shared.trust_names import (
     SNAPSHOT,
     TARGETS,
     TIMESTAMP,
-    TIMESTAMP_FILE,
     file_name,
     parse_file_name,
 )
 
+FOLDER = "trust"
+"""Where the files are in the store."""
 ATTEMPTS = 100
 """Times that a change is tried on top of others' changes: each of them got on meanwhile."""
 RENEW: Mapping[str, timedelta] = {
@@ -48,13 +50,15 @@ RENEW: Mapping[str, timedelta] = {
 """The age at which what is signed online is signed anew."""
 
 
-class TrustStore:
+class TrustStore(TrustReader):
     """What refs mean, from the signed metadata. Safe to use from several processes."""
 
+    strict = False
+
     def __init__(self, storage: Storage) -> None:
+        super().__init__()
         self.storage = storage
-        self._roots: list[Root] = []
-        self._timestamp: Seen | None = None
+        self._timestamp = b""
         self._state: State | None = None
 
     def __repr__(self) -> str:
@@ -64,18 +68,21 @@ class TrustStore:
 
     async def state(self) -> State:
         """What ``timestamp.json`` leads to now. Raises ConfigError where there is none, MetadataInvalid."""
-        seen = await self._seen_timestamp()
-        if self._state is None or self._timestamp is None or seen.data != self._timestamp.data:
-            self._state, self._timestamp = await self._load(seen), seen
+        data, _ = await self._seen_timestamp()
+        if self._state is None or data != self._timestamp:
+            self._state, self._timestamp = await self.load(data, self._state), data
         return self._state
 
     async def exists(self) -> bool:
         """Whether there is any metadata here."""
-        return bool(await self.storage.trust_files())
+        return await self.probe(ROOT, 1) is not None
 
     async def file(self, role: str, version: int) -> bytes:
         """A file of the metadata. Raises NotFound."""
-        return (await self.storage.trust_file(file_name(role, version))).data
+        try:
+            return (await self.storage.get(_path(role, version)))[0]
+        except NotFound as error:
+            raise NotFound(str(error), code="unknown_metadata") from None
 
     async def ref(self, model: str, ref: str) -> Ref:
         """What a ref means. Raises NotFound: ``unknown_model`` or ``unknown_revision``."""
@@ -99,46 +106,43 @@ class TrustStore:
         """Store new versions of roles (role, version, metadata), in this order. The first that is there already
         stops it, unless it has the same bytes. Raises Conflict (``stale_metadata``)."""
         for role, version, data in files:
-            created = await self.storage.create_trust(file_name(role, version), data)
+            created = await self.storage.create(_path(role, version), data)
             if not created and await self.file(role, version) != data:
                 raise Conflict(f"version {version} of {role} is there already", public={"role": role})
 
     async def next_version(self, role: str, after: int) -> int:
-        """The version to sign on top of ``after``: the first number that nobody has spoilt by what is not valid.
-
-        Raises Conflict where there is a valid one after ``after``: that comes first.
-        """
-        state, version = await self.state(), after + 1
-        while (data := await self._probe(role, version)) is not None:
-            with suppress(MetadataInvalid):
-                signing.check(data, Targets, role, version, [state.root if role == TARGETS else state.targets])
-                raise Conflict(f"version {version} of {role} is there already")
-            version += 1
-        return version
+        """The version to sign on top of ``after``. Raises Conflict where somebody else has."""
+        return await self.version_on(await self.state(), role, after)
 
     async def roll_forward(
-        self, online: Sequence[NodeKey], now: datetime, roles: Collection[str] = (), *, renew: bool = False
+        self,
+        online: Sequence[NodeKey],
+        now: datetime,
+        roles: Collection[str] = (),
+        *,
+        renew: bool = False,
+        force: bool = False,
     ) -> bool:
         """Put the newest versions of ``roles`` (of all, by default) in force, signed by ``online``: the online key,
         and while it is being replaced the new one too.
 
-        ``renew``: also sign anew what grows old. Gives whether anything changed. Raises ConfigError (not the online
-        key), Conflict, MetadataInvalid.
+        ``renew``: also sign anew what grows old; ``force``: sign a new snapshot and timestamp in any case. Gives
+        whether anything changed. Raises ConfigError (not the online key), Conflict, MetadataInvalid.
         """
         for attempt in range(ATTEMPTS):
-            seen = await self._seen_timestamp()
-            state = await self._load(seen)
+            seen, version = await self._seen_timestamp()
+            state = await self.load(seen, self._state)
             self._require_online(state, online)
             if renew and not attempt:
                 await self._renew_access(state, online, now)
-            snapshot, data = await self._snapshot(state, online, now, roles, renew=renew)
+            snapshot, data = await self._snapshot(state, online, now, roles, renew=renew, force=force and not attempt)
             old = state.timestamp
             moved = snapshot.version != state.snapshot.version
-            if not moved and not (renew and due(old.expires, TIMESTAMP, now)):
+            if not moved and not force and not (renew and due(old.expires, TIMESTAMP, now)):
                 return attempt > 0
             made = signing.next_of(old, now, TIMESTAMP)
             made.snapshot_meta = signing.listed(data, snapshot.version)
-            if await self.storage.replace_trust(TIMESTAMP_FILE, signing.sign(made, online), seen):
+            if await self.storage.replace(_path(TIMESTAMP, 0), signing.sign(made, online), version):
                 return True
         raise Conflict("others change the metadata all the time", code="stale_metadata")
 
@@ -147,7 +151,7 @@ class TrustStore:
         for _ in range(ATTEMPTS):
             state = await self.state()
             with suppress(Conflict):
-                await self._sign_access(state, dict(fields), online, now)
+                await self.sign_access(state, dict(fields), online, now)
                 await self.roll_forward(online, now)
                 return
             await self.roll_forward(online, now)
@@ -159,7 +163,7 @@ class TrustStore:
         Raises ConfigError where there is some: a second root would be another network's.
         """
         names = {TARGETS: roles[TARGETS], **roles}
-        if not await self.storage.create_trust(file_name(ROOT, 1), root):
+        if not await self.storage.create(_path(ROOT, 1), root):
             raise ConfigError(f"{self.storage.location}: there is signed metadata already")
         await self.create([(role, 1, data) for role, data in reversed(names.items())])
         snapshot = Snapshot(expires=signing.until(now, SNAPSHOT))
@@ -170,56 +174,23 @@ class TrustStore:
 
     # Reading
 
-    async def _seen_timestamp(self) -> Seen:
+    async def first_root(self) -> bytes:
+        """The oldest root that is kept. Raises MetadataInvalid where there is none."""
+        files = [path.rpartition("/")[2] async for path in self.storage.paths(FOLDER)]
+        versions = [found[1] for name in files if (found := parse_file_name(name)) and found[0] == ROOT]
+        if not versions:
+            raise MetadataInvalid(f"{self.storage.location}: there is no root")
+        return await self.file(ROOT, min(versions))
+
+    async def _seen_timestamp(self) -> tuple[bytes, Version]:
         try:
-            return await self.storage.trust_file(TIMESTAMP_FILE)
+            return await self.storage.get(_path(TIMESTAMP, 0))
         except NotFound:
             raise ConfigError(
                 f"{self.storage.location}: there is no signed metadata here; make it with:"
                 f" nearshard trust init --store {self.storage.location} --keys DIR --org ORG",
                 code="no_metadata",
             ) from None
-
-    async def _load(self, seen: Seen) -> State:
-        roots = await self._known_roots()
-        # Signatures of the root before count too: of a rotation that was cut off, and is to be completed.
-        signers = list(reversed(roots[-2:]))
-        timestamp, _ = signing.parse(seen.data, Timestamp)
-        timestamp = signing.check(seen.data, Timestamp, TIMESTAMP, timestamp.version, signers)
-        meta = timestamp.snapshot_meta
-        data = await self.file(SNAPSHOT, meta.version)
-        _fits(data, meta)
-        snapshot = signing.check(data, Snapshot, SNAPSHOT, meta.version, signers)
-        roles: dict[str, Targets] = {}
-        known = self._state
-        for listed, meta in snapshot.meta.items():
-            name = listed.removesuffix(".json")
-            if known and known.root is roots[-1] and known.snapshot.meta.get(listed) == meta:
-                roles[name] = known.roles[name]
-                continue
-            data = await self.file(name, meta.version)
-            _fits(data, meta)
-            roles[name], _ = signing.parse(data, Targets)
-            if name == TARGETS:
-                signing.check(data, Targets, name, meta.version, signers)
-        return State(roots[-1], timestamp, snapshot, roles)
-
-    async def _known_roots(self) -> list[Root]:
-        """The chain of roots, each signed by the one before; looked up once, then probed for new ones."""
-        if not self._roots:
-            names = [parsed for name in await self.storage.trust_files() if (parsed := parse_file_name(name))]
-            first = min((version for role, version in names if role == ROOT), default=0)
-            if not first:
-                raise MetadataInvalid(f"{self.storage.location}: there is no root")
-            self._roots.append(signing.check_root(await self.file(ROOT, first)))
-        while (data := await self._probe(ROOT, self._roots[-1].version + 1)) is not None:
-            self._roots.append(signing.check_next_root(data, self._roots[-1]))
-        return self._roots
-
-    async def _probe(self, role: str, version: int) -> bytes | None:
-        with suppress(NotFound):
-            return await self.file(role, version)
-        return None
 
     # Signing online
 
@@ -229,26 +200,32 @@ class TrustStore:
             signing.holders(state.root.get_delegated_role(role), ring, role)
 
     async def _snapshot(
-        self, state: State, online: Sequence[NodeKey], now: datetime, roles: Collection[str], *, renew: bool
+        self,
+        state: State,
+        online: Sequence[NodeKey],
+        now: datetime,
+        roles: Collection[str],
+        *,
+        renew: bool,
+        force: bool,
     ) -> tuple[Snapshot, bytes]:
         """The snapshot to put in force: what is, one that was stored and not put in force, or a new one."""
         signers = [state.root]
         base, data = state.snapshot, await self.file(SNAPSHOT, state.snapshot.version)
         version = base.version
-        while (found := await self._probe(SNAPSHOT, version + 1)) is not None:
+        while (found := await self.probe(SNAPSHOT, version + 1)) is not None:
             version += 1
             with suppress(MetadataInvalid):
                 base, data = signing.check(found, Snapshot, SNAPSHOT, version, signers), found
         meta = await self._newest_roles(state, base, roles)
-        if all(base.meta.get(name) == listed for name, listed in meta.items()) and not (
-            renew and due(base.expires, SNAPSHOT, now)
-        ):
+        old = force or (renew and due(base.expires, SNAPSHOT, now))
+        if not old and all(base.meta.get(name) == listed for name, listed in meta.items()):
             return base, data
         made = signing.next_of(base, now, SNAPSHOT, version=version + 1)
         made.meta = {**base.meta, **meta}  # what was once listed stays: clients take a missing one for a rollback
         data = signing.sign(made, online)
-        if not await self.storage.create_trust(file_name(SNAPSHOT, made.version), data):
-            return await self._snapshot(state, online, now, roles, renew=renew)
+        if not await self.storage.create(_path(SNAPSHOT, made.version), data):
+            return await self._snapshot(state, online, now, roles, renew=renew, force=force)
         return made, data
 
     async def _newest_roles(self, state: State, base: Snapshot, roles: Collection[str]) -> dict[str, MetaFile]:
@@ -272,7 +249,7 @@ class TrustStore:
         version = listed.version if listed else 0
         newest: Targets | None = None
         found: dict[str, MetaFile] = {}
-        while (data := await self._probe(role, version + 1)) is not None:
+        while (data := await self.probe(role, version + 1)) is not None:
             version += 1
             with suppress(MetadataInvalid):
                 newest = signing.check(data, Targets, role, version, [delegator])
@@ -285,9 +262,10 @@ class TrustStore:
         access = state.roles[ACCESS]
         if due(access.expires, ACCESS, now):
             with suppress(Conflict):  # somebody else did
-                await self._sign_access(state, access.unrecognized_fields[signing.CUSTOM], online, now)
+                await self.sign_access(state, access.unrecognized_fields[signing.CUSTOM], online, now)
 
-    async def _sign_access(self, state: State, fields: object, online: Sequence[NodeKey], now: datetime) -> None:
+    async def sign_access(self, state: State, fields: object, online: Sequence[NodeKey], now: datetime) -> None:
+        """Store a new version of ``access``, not in force yet. Raises Conflict."""
         old = state.roles[ACCESS]
         made = signing.next_of(old, now, ACCESS, version=await self.next_version(ACCESS, old.version))
         made.unrecognized_fields[signing.CUSTOM] = fields
@@ -299,13 +277,5 @@ def due(expires: datetime, role: str, now: datetime) -> bool:
     return now >= expires - signing.lifetime(role) + RENEW[role]
 
 
-def org_of_role(role: str) -> str:
-    """The organisation whose role this is."""
-    return role.partition("~")[0]
-
-
-def _fits(data: bytes, meta: MetaFile) -> None:
-    try:
-        meta.verify_length_and_hashes(data)
-    except LengthOrHashMismatchError as error:
-        raise MetadataInvalid("a file of the metadata is not the one that was signed for") from error
+def _path(role: str, version: int) -> str:
+    return f"{FOLDER}/{file_name(role, version)}"

@@ -44,6 +44,7 @@ CODES: Mapping[str, Meaning] = {
     "bad_region": Meaning(400, EXIT_USAGE, "The region name is not in its canonical form."),
     "bad_node": Meaning(422, EXIT_USAGE, "The node record is not acceptable."),
     "bad_metadata": Meaning(422, EXIT_INTEGRITY, "The signed metadata is not acceptable."),
+    "bad_manifest": Meaning(422, EXIT_INTEGRITY, "The manifest is not acceptable."),
     "digest_mismatch": Meaning(422, EXIT_INTEGRITY, "The bytes do not match their digest."),
     "incomplete": Meaning(422, EXIT_USAGE, "A shard or the manifest of what is published is missing."),
     "bad_key": Meaning(422, EXIT_USAGE, "The public key is not acceptable."),
@@ -104,8 +105,12 @@ CODES: Mapping[str, Meaning] = {
     "refused_file": Meaning(422, EXIT_USAGE, "A file of the model directory is refused."),
     "bad_tasks": Meaning(422, EXIT_USAGE, "The tasks file is not valid."),
     "no_metadata": Meaning(503, EXIT_CONFIG, "There is no signed metadata yet."),
+    "no_online_key": Meaning(503, EXIT_CONFIG, "The origin has no key to sign with."),
     "bad_config": Meaning(500, EXIT_CONFIG, "The settings are not valid."),
     "disk": Meaning(507, EXIT_DISK, "The disk refused to store this."),
+    "store_denied": Meaning(502, EXIT_AUTH, "The object store refuses these credentials."),
+    "store_timeout": Meaning(504, EXIT_NETWORK, "The object store did not answer in time."),
+    "store_failed": Meaning(502, EXIT_NETWORK, "The object store failed, or could not be reached."),
     "exists": Meaning(409, EXIT_USAGE, "The target is there already."),
 }
 
@@ -297,6 +302,12 @@ class DiskError(LocalError):
     """The disk refused: full, read-only or failing."""
 
     code = "disk"
+
+
+class StoreError(LocalError):
+    """The object store behind an origin refused or failed; the code says which."""
+
+    code = "store_failed"
 
 
 class PublishError(LocalError):

@@ -217,6 +217,10 @@ class Lab:
         done = command("publish", str(directory), model, "--store", str(self.store), "--json", *words)
         return str(json.loads(done.stdout)["revision"])
 
+    def trust(self, *words: str) -> str:
+        """Run ``nearshard trust`` on this lab's store with its keys; what it printed."""
+        return command("trust", *words, "--store", str(self.store), "--keys", str(self.keys)).stdout
+
     def close(self) -> None:
         """Stop everything."""
         for service in reversed(self._services):

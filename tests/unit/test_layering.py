@@ -40,6 +40,9 @@ PURE = [
     "shared.view",
     "shared.trust",
     "shared.trust_names",
+    "shared.nonces",
+    "shared.publishing",
+    "origin.signing",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
