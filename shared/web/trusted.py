@@ -350,11 +350,23 @@ class Trusted:
             step = await asyncio.to_thread(_step, steps, data)
         for role in dict.fromkeys((*before.roles, *self._eager)):
             if not step.loaded(role):
-                # That role alone is not to be believed, or to be had; whoever asks for it will hear
-                with suppress(TrustError, NotLetIn):
-                    await self._fetch_role(step, role)
+                await self._bring_along(step, role)
         await self._keep(step)
         self._trust = step
+
+    async def _bring_along(self, found: Trust, role: str) -> None:
+        """Load a role that was loaded before. Raises UpstreamError where nobody has it: then all stays as it was.
+
+        Where that is not to be believed any more, the new state counts without the role; so it does where what somebody
+        has of it is not to be believed, or our token for it is not good (any more): whoever asks for it will hear.
+        """
+        try:
+            await self._fetch_role(found, role)
+        except (TrustError, NotLetIn):
+            pass
+        except UpstreamError:
+            if not found.revoked(role):
+                raise
 
     async def _load(self, role: str) -> None:
         """Have a role. Raises TrustError, UpstreamError."""

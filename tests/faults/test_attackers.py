@@ -64,9 +64,9 @@ class Attacked:
         """Serve this metadata; the present one by default."""
         self.act(serving(self.repository.files if files is None else files))
 
-    def edge(self, **flags: str) -> Service:
+    def edge(self) -> Service:
         """A real edge behind it."""
-        return self.lab.edge(self.script.url, ref_lifetime="0", trust_root=str(self.root), **flags)
+        return self.lab.edge(self.script.url, ref_lifetime="0", trust_root=str(self.root))
 
     async def fetch(self, out: Path) -> str:
         """The real client, straight from the attacker: the revision, or the code of the error."""
@@ -79,7 +79,6 @@ async def fetch(url: str, root: Path, out: Path) -> str:
         try:
             return (await client.get(MODEL, out, force=True)).revision
         except NearshardError as error:
-            assert error.exit_code == EXIT_INTEGRITY, error
             return error.error_code
 
 
@@ -198,7 +197,11 @@ async def test_what_was_not_signed_is_refused(attacked: Attacked, name: str, tmp
     assert await attacked.fetch(tmp_path / "out") == code
     assert not list((tmp_path / "out").rglob("*.bin"))
     edge = await asyncio.to_thread(attacked.edge)
-    assert _code(await get(edge.port, TASK)) == code
+    answer = await get(edge.port, TASK)
+    if name == "shards of another revision":
+        assert not answer.whole, "it had begun, and never gave the last byte"
+    else:
+        assert _code(answer) == code
     done = await asyncio.to_thread(
         lambda: command("get", MODEL, "-o", str(tmp_path / "cli"), "--router", attacked.script.url,
                         "--trust-root", str(attacked.root), check=False)
@@ -272,7 +275,7 @@ async def test_who_has_seen_better_is_not_taken_back(attacked: Attacked, name: s
     latest = attacked.versions[-1].revision
     edge = await asyncio.to_thread(attacked.edge)
     assert await attacked.fetch(tmp_path / "out") == latest
-    assert await fetch(edge.url, attacked.root, tmp_path / "behind") == latest
+    assert (await get(edge.port, TASK)).whole
     attacked.serve(attack(attacked))
     assert await attacked.fetch(tmp_path / "out") == code
     for _ in range(2):
@@ -307,7 +310,8 @@ async def test_a_client_can_check_everything_with_the_origin_away(attacked: Atta
     answer = await get(edge.port, "/trust/timestamp.json")
     assert answer.status == 200 and "stale" in answer.fields["cache-status"]
     etag = answer.fields["etag"]
-    assert (await get(edge.port, "/trust/timestamp.json", f"If-None-Match: {etag}", deadline=5)).status in (0, 304)
+    conditional = (f"If-None-Match: {etag}", "Connection: close")
+    assert (await get(edge.port, "/trust/timestamp.json", *conditional)).status == 304
     assert "immutable" in (await get(edge.port, "/trust/1.root.json")).fields["cache-control"]
     for name in ("2.root.json", "9.snapshot.json", "1.nobody~public.json", "x.json", "1.root.json.bak"):
         assert (await get(edge.port, f"/trust/{name}")).status == 404
@@ -316,30 +320,41 @@ async def test_a_client_can_check_everything_with_the_origin_away(attacked: Atta
 # F34
 
 
+class Load:
+    """Clients that fetch all the time, each with what it believed before."""
+
+    def __init__(self) -> None:
+        self.came: list[str] = []
+        """The revision, or the error's code, of each fetch."""
+        self._ended = asyncio.Condition()
+
+    async def run(self, url: str, root: Path, out: Path) -> None:
+        """One client."""
+        while True:
+            came = await fetch(url, root, out)
+            async with self._ended:
+                self.came.append(came)
+                self._ended.notify_all()
+
+    async def more(self, count: int = 8) -> list[str]:
+        """What came of the next fetches to end."""
+        begun = len(self.came)
+        async with asyncio.timeout(60), self._ended:
+            await self._ended.wait_for(lambda: len(self.came) >= begun + count)
+        return self.came[begun:]
+
+
 @asynccontextmanager
-async def load(attacked: Attacked, edge: Service, folder: Path) -> AsyncIterator[list[str]]:
-    """Clients that fetch all the time, each with what it believed before; the codes or revisions that came of it."""
-    came: list[str] = []
-    over = asyncio.Event()
-
-    async def one(number: int) -> None:
-        while not over.is_set():
-            came.append(await fetch(edge.url, attacked.root, folder / str(number)))
-
-    tasks = [asyncio.create_task(one(number)) for number in range(4)]
+async def load(url: str, root: Path, folder: Path) -> AsyncIterator[Load]:
+    """Four of them."""
+    made = Load()
+    tasks = [asyncio.create_task(made.run(url, root, folder / str(number))) for number in range(4)]
     try:
-        yield came
+        yield made
     finally:
-        over.set()
-        await asyncio.gather(*tasks)
-
-
-async def _more(came: list[str], count: int) -> None:
-    """Until so many more fetches have ended."""
-    goal = len(came) + count
-    async with asyncio.timeout(60):
-        while len(came) < goal:
-            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_keys_are_rotated_under_load_and_a_revoked_one_is_refused(attacked: Attacked, tmp_path: Path) -> None:
@@ -348,30 +363,27 @@ async def test_keys_are_rotated_under_load_and_a_revoked_one_is_refused(attacked
     edge = await asyncio.to_thread(attacked.edge)
     repository = attacked.repository
     latest = attacked.versions[-1].revision
-    async with load(attacked, edge, tmp_path) as came:
-        await _more(came, 8)
-        new_roots = [make_key(number) for number in (51, 52, 53)]
-        for change in (
-            lambda: repository.rotate(root=new_roots),
-            lambda: repository.rotate(targets=make_key(54)),
-            lambda: repository.rotate(online=make_key(55)),
-            lambda: repository.rotate(publisher=make_key(56)),
-        ):
-            change()
-            await _more(came, 8)
-        assert set(came) == {latest}, "nobody noticed"
-        stolen = make_key(56)
-        repository.rotate(publisher=make_key(57))
-        await _more(came, 8)
-        assert set(came) == {latest}
+    async with load(edge.url, attacked.root, tmp_path) as clients:
+        await clients.more()
+        changes: list[Mapping[str, Any]] = [
+            {"root": [make_key(number) for number in (51, 52, 53)]},
+            {"targets": make_key(54)},
+            {"online": make_key(55)},
+            {"publisher": make_key(56)},
+            {"publisher": make_key(57)},
+        ]
+        for change in changes:
+            repository.rotate(**change)
+            assert set(await clients.more()) == {latest}, "nobody notices"
         repository.set_ref(MODEL, "main", attacked.versions[0].encoded)
-        repository.sign_role(PUBLIC, stolen)
+        repository.sign_role(PUBLIC, make_key(56))
         repository.sign_snapshot()
         revoked = time.monotonic()
-        while came[-1] == latest:
-            await _more(came, 1)
-        assert time.monotonic() - revoked < 60
-        await _more(came, 8)
-    assert set(came) <= {latest, "key_revoked", "unknown_key", "mixed_metadata"}
-    assert set(came[-4:]) <= {"key_revoked", "unknown_key"} and attacked.versions[0].revision not in came
-    assert _code(await get(edge.port, TASK)) in ("key_revoked", "unknown_key")
+        while (await get(edge.port, TASK)).status == 200:
+            assert time.monotonic() - revoked < 60
+        assert set(await clients.more()) == {latest}, "who knows what was right before goes on by that"
+        assert attacked.versions[0].revision not in clients.came
+    assert await fetch(edge.url, attacked.root, tmp_path / "behind") == latest
+    assert _code(await get(edge.port, TASK)) == "key_revoked"
+    assert await attacked.fetch(tmp_path / "out") == "key_revoked"
+    assert await fetch(edge.url, attacked.root, tmp_path / "out") == "upstream_error", "it is passed on to nobody"

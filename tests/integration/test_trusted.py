@@ -326,6 +326,25 @@ async def test_rotation_is_followed_and_a_revoked_key_refused(setting: Setting) 
         await trusted.target(MODEL, "main")
 
 
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_a_role_that_cannot_be_had_holds_back_no_revocation(setting: Setting, revoked: bool) -> None:
+    """A link that breaks in the middle of a refresh costs nothing; whoever lets all through but the role's new file
+    does not keep a revoked key alive by that."""
+    trusted = setting.trusted()
+    first = await trusted.target(MODEL, "main")
+    if revoked:
+        setting.repository.rotate(publisher=make_key(16))
+    setting.repository.publish(MODEL, "main", b"second")
+    setting.serve({name: data for name, data in setting.repository.files.items() if "acme~" not in name})
+    setting.clock.now += LIFETIME + 1
+    if revoked:
+        with pytest.raises(UpstreamError):
+            await trusted.target(MODEL, "main")
+    else:
+        assert await trusted.target(MODEL, "main") == first
+        assert trusted.status()["stale"]
+
+
 async def test_what_was_verified_is_served_on(setting: Setting) -> None:
     trusted = setting.trusted()
     await trusted.target(MODEL, "main")
