@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tuf.api.exceptions import DownloadHTTPError
 
 from origin.keyring import load_ring
 from shared.digest import digest_of
@@ -307,7 +308,9 @@ def test_the_keys_are_shown_rotated_and_revoked_by_commands(lab: Lab, origin: Se
     done = publish(origin, publisher, lab.folder / "model", "--ref", "v3", check=False)
     assert done.returncode == EXIT_AUTH
     client = updater(lab, origin)
-    assert client.get_targetinfo(f"{MODEL}/v2") is not None and client.get_targetinfo(f"{MODEL}/v3") is None
+    assert client.get_targetinfo(f"{MODEL}/v2") is not None
+    with pytest.raises(DownloadHTTPError):  # it is not public, and what is private is told to who has a token
+        client.get_targetinfo(f"{MODEL}/v3")
     events = [json.loads(line)["event"] for line in (lab.folder / "audit.jsonl").read_text().splitlines()]
     assert [event for event in events if event != "refused"] == [
         "publisher added", "publisher added", "published", "rotated", "rotated", "published", "revoked",
