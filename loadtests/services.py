@@ -89,11 +89,17 @@ def running(command: Sequence[str], log: Path, *, core: int | None = None) -> It
 
 
 def publish(model: Path, name: str, store: str) -> None:
-    """Publish a model directory. Raises BenchmarkError."""
-    command = [sys.executable, "-m", "origin.publish_command", str(model), name, "--store", store]
+    """Publish a model directory, in a store that gets its keys with the first one. Raises BenchmarkError."""
+    if not (Path(store) / "trust").is_dir():
+        _python("origin.trust_command", "init", "--store", store)
+    _python("origin.publish_command", str(model), name, "--store", store)
+
+
+def _python(module: str, *words: str) -> None:
+    command = [sys.executable, "-m", module, *words]
     done = subprocess.run(bound(command), capture_output=True, text=True, env=environment(), timeout=120)
     if done.returncode:
-        raise BenchmarkError(f"publishing failed: {done.stderr}")
+        raise BenchmarkError(f"{module} failed: {done.stderr}")
 
 
 def bound(command: Sequence[str], core: int | None = None) -> list[str]:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nearshard.networks import home
 from shared.codec import decode_json, encode_json
 from shared.errors import DecodeError, UpstreamError
 from shared.files import replace_file
@@ -66,11 +67,8 @@ class Kept:
 
 def cache_file(routers: Sequence[str], region: str | None) -> Path:
     """Where the view of a client of these routers in this region is kept, in the user's cache directory."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():  # as the XDG Base Directory Specification says
-        home = Path("~/.cache").expanduser()
     key = hashlib.sha256("\n".join([*routers, region or ""]).encode()).hexdigest()
-    return home / "nearshard" / "rings" / f"{key[:32]}.json"
+    return home("XDG_CACHE_HOME", "~/.cache") / "rings" / f"{key[:32]}.json"
 
 
 def _encode(stored: Stored) -> bytes:

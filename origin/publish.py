@@ -1,11 +1,11 @@
-"""Publishing: a model directory becomes shards, a manifest and a ref. ``python -m origin.publish`` runs it.
+"""Publishing: a model directory becomes shards, a manifest and a ref; to a store at hand or to an origin afar.
 
 1. Read the directory and its tasks; refuse what is wrong before anything is stored.
 2. Decide the cuts and make the tasks' headers (pure, ``origin.cutting``).
 3. Read every file once; each shard is hashed, and stored where it is not there yet. The hashes of files, of tasks
    and of their pieces run along, each in a thread of its own, so nothing is read twice.
-4. Make all that durable, then store the manifest, then move the ref. A publish that is killed before the last
-   step shows nothing; one that is repeated finds everything there and changes nothing.
+4. Make all that durable, then store the manifest, then sign what the ref means now. A publish that is killed before
+   it signed shows nothing; one that is repeated finds everything there and changes nothing.
 
 Memory: a few shards (at most 32 MiB each), whatever the size of the model.
 """
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,10 +32,10 @@ from origin.model_dir import (
     read_model_dir,
     read_tasks,
 )
-from origin.storage import Storage
+from origin.signing import Ref
 from origin.tensorfile import TensorHeader, make_header
 from shared.digest import Digest, digest_of
-from shared.errors import NotFound, PublishError, TasksError, first_error
+from shared.errors import PublishError, TasksError, first_error
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
 from shared.manifest import MAX_TENSORS, Manifest, Task, Tensor
@@ -52,6 +50,28 @@ class Progress(Protocol):
     """What publishing tells whoever watches: bytes done of the total."""
 
     def __call__(self, done: int, total: int) -> None: ...
+
+
+class Sink(Protocol):
+    """Where a publish goes: a store at hand (``LocalSink``), or an origin (``origin.remote.RemoteSink``)."""
+
+    async def begin(self, model: str, ref: str, *, private: bool) -> Ref | None:
+        """Make ready; what the ref means now, None where it means nothing to whom this is for. Raises RequestError
+        (``not_publisher``) or ConfigError where it could not be signed for in the end."""
+        ...
+
+    async def ensure_blob(self, digest: Digest, data: bytes) -> bool:
+        """Store a shard that the caller has hashed, unless it is there. Gives whether it was stored."""
+        ...
+
+    async def put_manifest(self, manifest: Manifest) -> None:
+        """Store a manifest, after all of its shards; all is durable on return."""
+        ...
+
+    async def move_ref(self, model: str, ref: str, manifest: Manifest, before: Ref | None, *, private: bool) -> bool:
+        """Sign that a ref means a revision, and make that visible; durable on return. Gives whether anything changed.
+        Raises Conflict (``ref_conflict``) where the ref no longer means what it did before."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,12 +113,12 @@ class _Task:
 
 
 async def publish(
-    storage: Storage,
+    sink: Sink,
     directory: Path,
     model: str,
     ref: str,
-    now: datetime,
     *,
+    private: bool = False,
     tasks_file: Path | None = None,
     target: int = TARGET,
     limit: int = LIMIT,
@@ -107,8 +127,10 @@ async def publish(
     """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard.
 
     Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
-    DiskError where the store fails.
+    RequestError (``not_publisher``; ``ref_conflict`` where somebody else moved the ref meanwhile), ConfigError,
+    DiskError where the store fails, UpstreamError where the origin does.
     """
+    before = await sink.begin(model, ref, private=private)
     default_tasks = directory / TASKS_FILE
     file = tasks_file or (default_tasks if default_tasks.is_file() else None)
     specs, exclude = await asyncio.to_thread(read_tasks, file)
@@ -122,8 +144,7 @@ async def publish(
     length = piece_length([*sizes.values(), *(sizes[task.source] if task.source else task.size for task in tasks)])
     hashes = {task.name: BodyHash(task.size, length) for task in tasks if not task.source}
 
-    await storage.sweep(now)
-    writer = _Writer(storage, sum(sizes.values()), progress)
+    writer = _Writer(sink, sum(sizes.values()), progress)
     files: dict[str, Layout] = {}
     try:
         async with asyncio.TaskGroup() as group:
@@ -147,21 +168,16 @@ async def publish(
     shards = _shards(files, finished, writer.sizes)
     manifest = Manifest(model, shards, files, finished, _tensors(headers, files), length)
 
-    await storage.sync()
     revision = manifest.revision
-    before: Digest | None = None
-    with suppress(NotFound):
-        before = (await storage.ref(model, ref)).revision
-    if not await storage.has_manifest(model, revision):
-        await storage.put_manifest(manifest)
-        await storage.sync()
-    if before != revision:
-        await storage.put_ref(model, ref, revision, now)
+    changed = before is None or before.revision != revision
+    if changed:
+        await sink.put_manifest(manifest)
+        changed = await sink.move_ref(model, ref, manifest, before, private=private)
     return Published(
         model=model,
         ref=ref,
         revision=revision,
-        changed=before != revision,
+        changed=changed,
         shards=len(manifest.shards),
         stored=writer.stored,
         size=sum(sizes.values()),
@@ -292,11 +308,11 @@ def _read_exactly(read: Callable[[int], bytes | None], size: int) -> bytes:
 class _Writer:
     """Stores shards behind the reader's back, a bounded number of bytes at a time."""
 
-    def __init__(self, storage: Storage, total: int, progress: Progress) -> None:
+    def __init__(self, sink: Sink, total: int, progress: Progress) -> None:
         self.sizes: dict[Digest, int] = {}
         self.stored = 0
         self.stored_bytes = 0
-        self._storage = storage
+        self._sink = sink
         self._in_flight = 0
         self._room = asyncio.Condition()
         self._done, self._total, self._progress = 0, total, progress
@@ -316,7 +332,7 @@ class _Writer:
 
     async def _put(self, digest: Digest, data: bytes) -> None:
         try:
-            if await self._storage.ensure_blob(digest, data):
+            if await self._sink.ensure_blob(digest, data):
                 self.stored += 1
                 self.stored_bytes += len(data)
             self._advance(len(data))

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import aiohttp
 from aiohttp import web
@@ -43,16 +44,20 @@ from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.nearness import Nearness
 from shared.node import Node, State
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
+from shared.token_file import TokenFile
+from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
+from shared.web.access import QUERY, Gate, private_model, token_text
 from shared.web.announce import add_announce_route, announce
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.server import CONNECTION
 from shared.web.session import Sessions
+from shared.web.trusted import Trusted, Upstreams
 
 SERVER = "nearshard-router"
 
@@ -64,6 +69,7 @@ class RouterTier:
         self,
         registry: Registry,
         catalog: Catalog,
+        trusted: Trusted,
         regions: Regions,
         selection: Selection,
         *,
@@ -72,7 +78,7 @@ class RouterTier:
         membership: Callable[[], str],
     ) -> None:
         """``membership`` says who may join, for people."""
-        self._membership = membership
+        self._membership, self._trusted = membership, trusted
         self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
         self._origins, self._count = origins, count
 
@@ -84,13 +90,16 @@ class RouterTier:
             return web.Response(status=304, headers=fields)
         choices = self._selection.choose(self.find(request).region, key, self._count)
         urls = [base + target for base in self._bases(choices)]
+        if private_model(request):
+            # curl and others leave Authorization out where a redirect leads to another host: the URL must say it all
+            urls[0] += "?" + urlencode({QUERY: token_text(request)})
         self._selection.sent(choices)
         return web.Response(status=307, headers=CIMultiDict([*fields.items(), *links_to(urls)]))
 
     async def _target(self, path: TaskPath | BlobPath | FilePath) -> tuple[str, str, str]:
         """The ring's key of what is asked for, its path at a node, and its ETag (empty where that is not known)."""
         if isinstance(path, BlobPath):
-            return path.digest, blob_path(path.digest), hex_of(path.digest)
+            return path.digest, blob_path(path.digest, path.model), hex_of(path.digest)
         shown = await self._shown(path)
         target = path.at(shown.revision if shown and shown.revision else path.ref)
         return path.ring_key, target, shown.etag if shown else ""
@@ -135,6 +144,10 @@ class RouterTier:
         """A listing, from the catalog."""
         return await self._catalog.listing(path)
 
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata, as it was verified here."""
+        return await self._trusted.file(path)
+
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """Each shard's owners in the client's region, then others, then the origins. A node that is named first
         counts as sent to once, however many shards: the client fetches a few at a time."""
@@ -170,6 +183,7 @@ class RouterTier:
             "epoch": snapshot.epoch,
             "degraded": self._registry.degraded,
             "membership": self._membership(),
+            "trust": self._trusted.status(),
             "nodes": self._selection.nodes(),
         }
 
@@ -286,7 +300,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     """A router, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
     rng = random.Random()  # noqa: S311 - jitter, not secrets
-    sessions = Sessions()
+    sessions = Sessions(token=TokenFile(settings.token))
     enrolment = EnrolmentFile(settings.enrolled, log) if settings.enrolled else None
     admission = Admission(enrolment.nodes if enrolment else None, clock.monotonic, lambda: secrets.token_hex(16))
     try:
@@ -308,7 +322,15 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         log.info("no Redis: the membership is in this process alone")
     if enrolment is None:
         log.warning("membership: open on loopback; anything on this machine may join, as no enrolment file is set")
-    catalog = Catalog(sessions, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
+    trusted = Trusted(
+        read_root(settings.trust_root, clock.time(), "router.trust_root"),
+        Upstreams(sessions, settings.origin, metrics, log),
+        clock,
+        lifetime=settings.ref_lifetime,
+        name="router",
+        file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
+    )
+    catalog = Catalog(sessions, settings.origin, trusted, clock, "router", lifetime=settings.ref_lifetime)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(
         settings.networks,
@@ -329,6 +351,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     tier = RouterTier(
         registry,
         catalog,
+        trusted,
         regions,
         selection,
         origins=settings.origin,
@@ -338,6 +361,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
 
     short_path = ShortPath(
         catalog,
+        trusted.known_public,
         regions,
         selection,
         clock,
@@ -347,6 +371,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         server=SERVER,
         epoch=lambda: registry.snapshot.epoch,
     )
+    gate = Gate(trusted, clock)
 
     async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
         if registry.snapshot.epoch:
@@ -362,14 +387,15 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         await published.close()
         await registry.close()
         await catalog.close()
+        await trusted.close()
         await sessions.close()
 
     app = make_app(SERVER, clock, metrics, log)
     app[CONNECTION] = lambda *server, **options: ShortConnection(short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
-    add_routes(app, tier, metrics, degraded=lambda: registry.degraded)
+    add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
-    add_explain_routes(app, tier.locate, tier.find, selection)
+    add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published.heard)
     return app

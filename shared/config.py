@@ -46,10 +46,22 @@ def _name(name: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _given(path: Path) -> Path:
+    if path == Path():
+        raise ValueError(
+            "needed: the file of a trusted root.json, from who runs the origin (`nearshard trust init` makes it);"
+            " `nearshard trust accept URL` fetches it, for you to compare its fingerprint"
+        )
+    return path
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 """A base URL without a slash at its end."""
 Name = Annotated[str, AfterValidator(_name)]
 """A node or region name."""
+
+TrustRoot = Annotated[Path, AfterValidator(_given)]
+"""The file of a trusted root.json. There is no check without it, and no service without the check."""
 
 
 class ServiceSettings(BaseSettings):

@@ -20,8 +20,9 @@ from aiohttp_socks import ProxyConnector
 
 from shared import codec
 from shared.clock import SystemClock
-from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
+from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, RequestError, UpstreamError
 from shared.ids import parse_name
+from shared.token_file import TokenFile
 from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
 
@@ -77,11 +78,24 @@ class Answered(UpstreamError):
     """A source that is there, and answered with an error: its own trouble, or that of its sources."""
 
 
+class NotLetIn(Answered):
+    """A source that wants a token, or another one than it was shown.
+
+    To whoever asks a service of ours that is the service's trouble with its source, so the status is that of any
+    other. Who shows a token of its own raises ``refusal`` in its place.
+    """
+
+    def __init__(self, url: str, code: str) -> None:
+        super().__init__(f"{url} refused: {CODES[code].title}")
+        self.refusal = RequestError(f"{CODES[code].title} ({url})", code=code)
+
+
 class Sessions:
     """The sessions of a process: one for all, and one for each upstream that has a proxy of its own."""
 
-    def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
-        """``proxies``: proxy URL by base URL of the upstream."""
+    def __init__(self, proxies: Mapping[str, str] | None = None, token: TokenFile | None = None) -> None:
+        """``proxies``: proxy URL by base URL of the upstream. ``token``: this service's own, for what is private."""
+        self.token = token or TokenFile(None)
         self._resolver = AheadResolver(SystemClock())
         self.direct = make_session(resolver=self._resolver, idle=IDLE)
         self._proxied = {base: make_session(proxy, idle=IDLE) for base, proxy in (proxies or {}).items()}
@@ -117,9 +131,10 @@ async def fetch(
     limit: int,
     headers: Mapping[str, str] | None = None,
     missing: str = "unknown_path",
+    too_long: Callable[[str], UpstreamError] = UpstreamError,
 ) -> Fetched:
     """GET a document of at most ``limit`` bytes. Raises NotFound (with code ``missing``, or the code that a
-    server of ours gave) or UpstreamError."""
+    server of ours gave), ``too_long`` at the first byte over the limit, or UpstreamError."""
     with translated(url):
         timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT, sock_read=FIRST_BYTE)
         async with session.get(url, headers=headers, allow_redirects=False, timeout=timeout) as answer:
@@ -127,13 +142,15 @@ async def fetch(
                 return Fetched(304, b"", answer.headers)
             if answer.status == 404:
                 raise await _not_found(answer, missing)
+            if answer.status in (401, 403):
+                raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status != 200:
                 raise Answered(f"{url} answered {answer.status}")
             body = bytearray()
             async for chunk in answer.content.iter_any():
                 body += chunk
                 if len(body) > limit:
-                    raise UpstreamError(f"{url} answered more than {limit} bytes")
+                    raise too_long(f"{url} answered more than {limit} bytes")
             if answer.content_length not in (None, len(body)):
                 raise UpstreamError(f"{url} ended early")
             return Fetched(200, bytes(body), answer.headers)
@@ -181,6 +198,8 @@ async def open_blob(
                 answer = await stack.enter_async_context(asking)
             if answer.status == 404:
                 raise await _not_found(answer, "unknown_blob")
+            if answer.status in (401, 403):
+                raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status not in (200, 206):
                 raise Answered(f"{url} answered {answer.status}")
             if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -225,6 +244,17 @@ async def _exactly(
         yield chunk
     if left:
         raise UpstreamError(f"{url} broke off {left} bytes early")
+
+
+async def _given_code(answer: aiohttp.ClientResponse) -> str:
+    """The code that a server of ours gave with an error; empty for any other's."""
+    if answer.content_type != "application/problem+json":
+        return ""
+    with suppress(DecodeError, AttributeError):
+        given = codec.decode_json(await answer.content.read(codec.MAX_JSON)).get("code")
+        if isinstance(given, str) and given in CODES and CODES[given].status == answer.status:
+            return given
+    return ""
 
 
 async def _not_found(answer: aiohttp.ClientResponse, missing: str) -> NotFound:

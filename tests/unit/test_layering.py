@@ -38,6 +38,12 @@ PURE = [
     "shared.health",
     "shared.nearness",
     "shared.view",
+    "shared.tokens",
+    "shared.trust",
+    "shared.trust_names",
+    "shared.nonces",
+    "shared.publishing",
+    "origin.signing",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 

@@ -1,0 +1,21 @@
+"""Time in a test's hands."""
+
+from __future__ import annotations
+
+from shared.clock import SystemClock
+
+
+class HandClock(SystemClock):
+    """Stands still until it is moved, both of its faces together."""
+
+    def __init__(self, time: float = 0.0) -> None:
+        self.now = 1000.0
+        self.since_1970 = time
+
+    def monotonic(self) -> float:
+        """Where it stands."""
+        return self.now
+
+    def time(self) -> float:
+        """The same, for people."""
+        return self.since_1970 + self.now - 1000.0
