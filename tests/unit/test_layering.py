@@ -38,11 +38,11 @@ PURE = [
     "shared.health",
     "shared.nearness",
     "shared.view",
-    "shared.trust",
-    "shared.trust_names",
     "shared.nonces",
     "shared.publishing",
     "origin.signing",
+    "shared.trust",
+    "shared.trust_names",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
