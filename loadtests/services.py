@@ -61,8 +61,11 @@ def service(
 ) -> Iterator[Service]:
     """``python -m MODULE`` on a free port, ready to serve. Its log and ready file are in ``directory``.
 
-    ``inside`` makes the command one that runs somewhere else (``loadtests.wan``), in the same process.
+    ``inside`` makes the command one that runs somewhere else (``loadtests.wan``), in the same process. Edges and
+    routers trust the network whose store was published to in ``directory`` or above it.
     """
+    if module in ("edge_node", "router"):
+        flags = (*flags, "--trust-root", str(trust_root(directory)))
     ready = directory / f"{module}.ready"
     command = [sys.executable, "-m", module, "--port", "0", "--ready-file", str(ready), "--log-level", "warning"]
     with running(inside([*command, *flags]), directory / f"{module}.log", core=core) as process:
@@ -93,6 +96,14 @@ def publish(model: Path, name: str, store: str) -> None:
     if not (Path(store) / "trust").is_dir():
         _python("origin.trust_command", "init", "--store", store)
     _python("origin.publish_command", str(model), name, "--store", store)
+
+
+def trust_root(directory: Path) -> Path:
+    """What the network that was published in ``directory``, or above it, is trusted by. Raises BenchmarkError."""
+    for folder in (directory, *directory.parents):
+        if (file := folder / "keys" / "root.json").is_file():
+            return file
+    raise BenchmarkError("nothing was published yet, so there is no root of trust")
 
 
 def _python(module: str, *words: str) -> None:

@@ -189,10 +189,10 @@ class Lab:
         service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
         self._services.append(service)
         service.start()
-        self.known_at(service.url)
+        self.note(service.url)
         return service
 
-    def known_at(self, *urls: str) -> None:
+    def note(self, *urls: str) -> None:
         """Have clients on this machine trust this lab's metadata at these URLs, as ``nearshard up`` does."""
         note(urls, self.trust_root.read_bytes())
 

@@ -68,6 +68,8 @@ class Repository:
     threshold: int = 2
     targets_key: CryptoSigner = field(default_factory=lambda: make_key(4))
     online_key: CryptoSigner = field(default_factory=lambda: make_key(5))
+    timestamp_key: CryptoSigner | None = None
+    """One of its own for the timestamp; the online key by default."""
     publisher_key: CryptoSigner = field(default_factory=lambda: make_key(6))
     files: dict[str, bytes] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
@@ -116,8 +118,9 @@ class Repository:
     def make_root(self, version: int) -> Root:
         """The signed part of a root."""
         signed = Root(version=version, expires=self.expiry(ROOT), consistent_snapshot=True)
-        for role in (TARGETS, SNAPSHOT, TIMESTAMP):
-            signed.add_key((self.targets_key if role == TARGETS else self.online_key).public_key, role)
+        timestamp = self.timestamp_key or self.online_key
+        for role, key in ((TARGETS, self.targets_key), (SNAPSHOT, self.online_key), (TIMESTAMP, timestamp)):
+            signed.add_key(key.public_key, role)
         for key in self.root_keys:
             signed.add_key(key.public_key, ROOT)
         signed.roles[ROOT].threshold = self.threshold
@@ -180,7 +183,7 @@ class Repository:
 
     def sign_timestamp(self) -> None:
         """A new timestamp."""
-        self.put(TIMESTAMP, sign(self.make_timestamp(self.next(TIMESTAMP)), [self.online_key]))
+        self.put(TIMESTAMP, sign(self.make_timestamp(self.next(TIMESTAMP)), [self.timestamp_key or self.online_key]))
 
     # What happens to a repository
 

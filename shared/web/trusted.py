@@ -144,12 +144,14 @@ class Trusted:
 
     async def target(self, model: str, ref: str) -> Target:
         """What a ref means now. Raises NotFound, TrustError, UpstreamError."""
-        found = await self._of_model(model)
-        target = found.target(model, ref, self._clock.time())
-        if target is None:
-            known = bool(found.refs(model))
-            raise NotFound(f"{model} has no such ref", code="unknown_revision" if known else "unknown_model")
-        return target
+        await self.current()
+        for role in roles_of(model):  # the public one says it for most, and costs a client one request
+            await self._load(role)
+            target = self._trust.target(model, ref, self._clock.time())
+            if target is not None:
+                return target
+        known = bool(self._trust.refs(model))
+        raise NotFound(f"{model} has no such ref", code="unknown_revision" if known else "unknown_model")
 
     def at_hand(self, model: str, ref: str) -> Target | None:
         """The same, where nobody needs to be asked and there is such a ref; else None. Metadata that is asked for near
@@ -158,7 +160,7 @@ class Trusted:
         if not self._usable(self._clock.monotonic()) or not found.complete or not found.expires > self._clock.time():
             return None
         self._confirm_ahead()
-        if not all(found.loaded(role) for role in _roles_needed(found, model)):
+        if not found.loaded(roles_of(model)[0]):  # which counts first
             return None
         with suppress(MetadataExpired):
             return found.target(model, ref, self._clock.time())

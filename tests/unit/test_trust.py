@@ -205,6 +205,30 @@ def test_a_key_counts_once_for_a_threshold() -> None:
             follow(before, repository.files)
 
 
+def test_one_key_under_two_ids_is_one_key() -> None:
+    """M3: in a root that says so itself, and in targets: python-tuf would count it twice."""
+    repository = Repository()
+    key = repository.root_keys[0]
+    again = SSlibKey("ab" * 32, "ed25519", "ed25519", dict(key.public_key.keyval))
+    repository.root_keys = [key]
+    root = repository.make_root(1)
+    root.add_key(again, "root")
+    document = json.loads(sign(root, [key]))
+    document["signatures"].append({"keyid": again.keyid, "sig": document["signatures"][0]["sig"]})
+    with pytest.raises(ThresholdNotMet, match="two ids"):
+        trust.begin(json.dumps(document).encode(), None, NOW)
+    repository = Repository()
+    targets = repository.make_targets(2)
+    assert targets.delegations is not None
+    twice = SSlibKey("ab" * 32, "ed25519", "ed25519", dict(repository.publisher_key.public_key.keyval))
+    targets.delegations.keys[twice.keyid] = twice
+    repository.next(TARGETS)
+    repository.put(TARGETS, sign(targets, [repository.targets_key]))
+    repository.sign_snapshot()
+    with pytest.raises(ThresholdNotMet, match="two ids"):
+        believed(repository)
+
+
 def test_a_root_needs_the_keys_of_the_one_before_and_its_own() -> None:
     repository = Repository()
     before = believed(repository)
@@ -387,6 +411,22 @@ def test_a_stolen_key_that_rushed_ahead_ends_with_a_new_root() -> None:
     assert after.versions()[TIMESTAMP] < 100 and after.target(MODEL, "main", NOW) is not None
 
 
+def test_after_a_rotation_of_its_key_the_timestamp_and_its_snapshot_start_over() -> None:
+    """TUF 5.3.11: also where the snapshot's own key is still good."""
+    repository = Repository(timestamp_key=make_key(71))
+    honest = dict(repository.versions)
+    repository.versions[SNAPSHOT] = 2**40
+    repository.versions[PUBLIC] = 2**40
+    repository.sign_role(PUBLIC)
+    repository.sign_snapshot()
+    rushed = believed(repository)
+    repository.versions |= honest
+    repository.timestamp_key = make_key(72)
+    repository.sign_root()
+    repository.sign_snapshot()
+    assert follow(rushed, repository.files).versions()[SNAPSHOT] < 100
+
+
 # FAULTS M5: when
 
 
@@ -481,6 +521,33 @@ def test_a_role_speaks_for_its_organisation_only() -> None:
     repository.sign_snapshot()
     found = believed(repository)
     assert list(found.models()) == [MODEL] and list(found.refs(MODEL)) == ["main"]
+
+
+@pytest.mark.parametrize(("paths", "models"), [(["*/*/*"], ["acme/tiny"]), (["acme/other/*"], [])])
+def test_neither_its_name_nor_its_paths_alone_let_a_role_speak(paths: list[str], models: list[str]) -> None:
+    """Delegated too much it speaks for its organisation still; delegated less, for less."""
+    repository = Repository()
+    repository.set_ref(MODEL, "main", b"first")
+    repository.refs[PUBLIC]["other/tiny/main"] = replace_path(repository, "other/tiny/main")
+    repository.sign_role(PUBLIC)
+    targets = repository.make_targets(repository.next(TARGETS))
+    assert targets.delegations is not None and targets.delegations.roles is not None
+    targets.delegations.roles[PUBLIC].paths = paths
+    repository.put(TARGETS, sign(targets, [repository.targets_key]))
+    repository.sign_snapshot()
+    assert list(believed(repository).models()) == models
+
+
+def test_roles_are_kept_within_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "MAX_ROLES", 2000)
+    repository = Repository(orgs=[f"org{n}" for n in range(9)])
+    before = trust.begin(repository.root, None, NOW)
+    files = repository.files
+    found = follow(before, files)
+    for org in repository.orgs:
+        found.take(public_role(org), files[f"1.{public_role(org)}.json"], NOW)
+    assert sum(len(files[f"1.{role}.json"]) for role in found.roles) <= 2000
+    assert found.access(NOW) is not None, "whose tokens are good is never let go"
 
 
 def replace_path(repository: Repository, path: str) -> Any:
