@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node simulate clean lock
+.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node bench-publish simulate clean lock
 
 setup: $(STAMP)
 
@@ -50,6 +50,9 @@ bench-cold: setup
 
 bench-node: setup
 	$(BIN)/python -m loadtests.bench_node
+
+bench-publish: setup
+	$(BIN)/python -m loadtests.bench_publish
 
 # The ring at 10,000 nodes and 10 million shards; about two minutes.
 simulate: setup

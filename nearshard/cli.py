@@ -40,6 +40,7 @@ from shared.ids import DEFAULT_REF, parse_name
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "publish": ("origin.publish_command", "Publish a model directory."),
+    "gc": ("origin.gc_command", "Remove what no revision that is kept refers to."),
     "origin": ("origin", "Run an origin."),
     "router": ("router", "Run a router."),
     "edge": ("edge_node", "Run an edge node."),

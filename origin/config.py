@@ -28,3 +28,5 @@ class OriginSettings(ServiceSettings):
         default_factory=lambda: str(default_data() / "origin"),
         description="Where models are kept: a directory, or a URL of an object store.",
     )
+    revisions: int = Field(8, ge=0, description="Revisions of a model that gc keeps besides those of refs, last first.")
+    grace: float = Field(86400.0, ge=0, description="Seconds for which gc spares what nothing refers to yet.")

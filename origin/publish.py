@@ -3,9 +3,9 @@
 1. Read the directory and its tasks; refuse what is wrong before anything is stored.
 2. Decide the cuts and make the tasks' headers (pure, ``origin.cutting``).
 3. Read every file once; each shard is hashed, and stored where it is not there yet. The hashes of files, of tasks
-   and of their pieces run along, each in a thread of its own, so nothing is read twice.
-4. Make all that durable, then store the manifest, then move the ref. A publish that is killed before the last
-   step shows nothing; one that is repeated finds everything there and changes nothing.
+   and of their pieces run along, each in threads of its own, so nothing is read twice.
+4. Make all that durable, claim it (``origin.keeping``), then store the manifest, then move the ref. A publish that is
+   killed before the last step shows nothing; one that is repeated finds everything there and changes nothing.
 
 Memory: a few shards (at most 32 MiB each), whatever the size of the model.
 """
@@ -13,7 +13,7 @@ Memory: a few shards (at most 32 MiB each), whatever the size of the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +24,7 @@ from pyfastcdc import FastCDC
 
 from origin.cutting import LIMIT, TARGET, Cut, Members, cut_tensors, piece_length, public_names, task_tensors
 from origin.hashing import BodyHash, Update
+from origin.keeping import claim
 from origin.model_dir import (
     SMALL_FILE,
     TASKS_FILE,
@@ -37,15 +38,17 @@ from origin.model_dir import (
 from origin.storage import Storage
 from origin.tensorfile import TensorHeader, make_header
 from shared.digest import Digest, digest_of
-from shared.errors import NotFound, PublishError, TasksError, first_error
+from shared.errors import DiskError, NotFound, PublishError, TasksError, first_error
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
-from shared.manifest import MAX_TENSORS, Manifest, Task, Tensor
+from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
 
 CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX = 1 << 20, 4 << 20, 16 << 20
 """Content-defined chunks of files that are not safetensors: the library's upper bounds; 5 MiB on average."""
 IN_FLIGHT = 64 << 20
-"""Bytes of shards that are being stored while the next ones are read."""
+"""Bytes of shards that are being hashed and stored while the next ones are read."""
+ATTEMPTS = 3
+"""Times that shards are stored which gc takes away before they are claimed: it does so once at most."""
 
 
 class Progress(Protocol):
@@ -102,9 +105,12 @@ async def publish(
     tasks_file: Path | None = None,
     target: int = TARGET,
     limit: int = LIMIT,
+    pieces: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Published:
     """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard.
+
+    ``pieces``: whether pieces are hashed for other people's downloaders; where not, one piece holds all of any file.
 
     Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
     DiskError where the store fails.
@@ -113,41 +119,15 @@ async def publish(
     file = tasks_file or (default_tasks if default_tasks.is_file() else None)
     specs, exclude = await asyncio.to_thread(read_tasks, file)
     sources = await asyncio.to_thread(read_model_dir, directory, exclude)
-    headers = {source.path: source.tensors for source in sources if source.tensors}
-    names = public_names(headers)
-    members = _members(specs, {names[key]: key for key in names}, bool(headers))
-    tasks = _tasks(specs, sources, names, members)
-
-    sizes = {source.path: source.size for source in sources}
-    length = piece_length([*sizes.values(), *(sizes[task.source] if task.source else task.size for task in tasks)])
-    hashes = {task.name: BodyHash(task.size, length) for task in tasks if not task.source}
-
     await storage.sweep(now)
-    writer = _Writer(storage, sum(sizes.values()), progress)
-    files: dict[str, Layout] = {}
-    try:
-        async with asyncio.TaskGroup() as group:
-            for task in tasks:
-                if not task.source:
-                    hashes[task.name].update(task.header)
-                for start in range(0, len(task.header), limit):
-                    part = task.header[start : start + limit]
-                    task.head.append(Slice(await writer.store(group, part), 0, len(part)))
-            for source in sources:
-                cuts: AsyncIterator[tuple[bytes, Members]]
-                if source.tensors:
-                    own = {t.name: members.get(names[source.path, t.name], frozenset()) for t in source.tensors.tensors}
-                    cuts = _read_cuts(source, list(cut_tensors(source.tensors, own, target, limit)))
-                else:
-                    cuts = _read_chunks(source, target)
-                files[source.path] = await _store_file(group, writer, source, cuts, hashes, length)
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
-    finished = {task.name: _finish(task, files, hashes) for task in tasks}
-    shards = _shards(files, finished, writer.sizes)
-    manifest = Manifest(model, shards, files, finished, _tensors(headers, files), length)
-
-    await storage.sync()
+    for _ in range(ATTEMPTS):
+        writer = _Writer(storage, sum(source.size for source in sources), progress)
+        manifest = await _store(writer, model, specs, sources, target, limit, pieces=pieces)
+        await storage.sync()
+        if not await claim(storage, manifest):
+            break
+    else:
+        raise DiskError("shards go from the store while they are published: is gc run without a grace period?")
     revision = manifest.revision
     before: Digest | None = None
     with suppress(NotFound):
@@ -164,10 +144,53 @@ async def publish(
         changed=before != revision,
         shards=len(manifest.shards),
         stored=writer.stored,
-        size=sum(sizes.values()),
+        size=writer.total,
         stored_bytes=writer.stored_bytes,
         tasks=tuple(manifest.tasks),
     )
+
+
+async def _store(
+    writer: _Writer,
+    model: str,
+    specs: Sequence[TaskSpec],
+    sources: Sequence[SourceFile],
+    target: int,
+    limit: int,
+    *,
+    pieces: bool,
+) -> Manifest:
+    """Cut, hash and store all files; the manifest that describes them."""
+    headers = {source.path: source.tensors for source in sources if source.tensors}
+    names = public_names(headers)
+    members = _members(specs, {names[key]: key for key in names}, bool(headers))
+    tasks = _tasks(specs, sources, names, members)
+
+    sizes = {source.path: source.size for source in sources}
+    bodies = [*sizes.values(), *(sizes[task.source] if task.source else task.size for task in tasks)]
+    length = piece_length(bodies, MAX_PIECES if pieces else 0)
+    hashes = {task.name: _Lanes(BodyHash(task.size, length)) for task in tasks if not task.source}
+    files: dict[str, Layout] = {}
+    try:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                for start in range(0, len(task.header), limit):
+                    part = task.header[start : start + limit]
+                    stored = await writer.store(group, part, [hashes[task.name]])
+                    task.head.append(Slice(await stored, 0, len(part)))
+            for source in sources:
+                cuts: AsyncIterator[tuple[bytes, Members]]
+                if source.tensors:
+                    own = {t.name: members.get(names[source.path, t.name], frozenset()) for t in source.tensors.tensors}
+                    cuts = _read_cuts(source, list(cut_tensors(source.tensors, own, target, limit)))
+                else:
+                    cuts = _read_chunks(source, target)
+                files[source.path] = await _store_file(group, writer, source, cuts, hashes, length)
+    except BaseExceptionGroup as errors:
+        raise first_error(errors) from None
+    finished = {task.name: _finish(task, files, hashes) for task in tasks}
+    shards = _shards(files, finished, writer.sizes)
+    return Manifest(model, shards, files, finished, _tensors(headers, files), length)
 
 
 def _members(specs: Sequence[TaskSpec], tensors: Mapping[str, tuple[str, str]], weights: bool) -> dict[str, Members]:
@@ -232,23 +255,19 @@ async def _store_file(
     writer: _Writer,
     source: SourceFile,
     cuts: AsyncIterator[tuple[bytes, Members]],
-    hashes: Mapping[str, BodyHash],
+    hashes: Mapping[str, _Lanes],
     piece_length: int,
 ) -> Layout:
     """Store one file's shards; its bytes also go to the ``hashes`` of the tasks that use them."""
-    whole = BodyHash(source.size, piece_length)
-    slices: list[Slice] = []
+    whole = _Lanes(BodyHash(source.size, piece_length))
+    stored: list[tuple[asyncio.Task[Digest], int]] = []
     async for data, users in cuts:
-        updates: list[Update] = [*whole.updates]
-        for name in users & hashes.keys():
-            updates += hashes[name].updates
-        hashing = asyncio.gather(*(asyncio.to_thread(update, data) for update in updates))
-        digest, _ = await asyncio.gather(writer.store(group, data), hashing)
-        slices.append(Slice(digest, 0, len(data)))
-    size = sum(piece.length for piece in slices)
-    if size != source.size:
+        bodies = [whole, *(hashes[name] for name in users & hashes.keys())]
+        stored.append((await writer.store(group, data, bodies), len(data)))
+    slices = tuple([Slice(await digest, 0, size) for digest, size in stored])
+    if sum(size for _, size in stored) != source.size:
         raise PublishError(f"{source.path}: changed while it was read")
-    return Layout(size, whole.sha256, tuple(slices), whole.pieces)
+    return Layout(source.size, whole.body.sha256, slices, whole.body.pieces)
 
 
 async def _read_cuts(source: SourceFile, cuts: Sequence[Cut]) -> AsyncIterator[tuple[bytes, Members]]:
@@ -289,45 +308,66 @@ def _read_exactly(read: Callable[[int], bytes | None], size: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+class _Lanes:
+    """The hashes of a body, each fed in order by threads, none waiting for another."""
+
+    def __init__(self, body: BodyHash) -> None:
+        self.body = body
+        self._lanes = [(update, asyncio.Lock()) for update in body.updates]
+
+    def feed(self, data: bytes) -> list[Coroutine[Any, Any, None]]:
+        """The steps that take ``data`` in: to be started in the order of the bytes, as locks are fair."""
+        return [self._feed(update, lock, data) for update, lock in self._lanes]
+
+    async def _feed(self, update: Update, lock: asyncio.Lock, data: bytes) -> None:
+        async with lock:
+            await asyncio.to_thread(update, data)
+
+
 class _Writer:
-    """Stores shards behind the reader's back, a bounded number of bytes at a time."""
+    """Hashes and stores shards behind the reader's back, a bounded number of bytes at a time."""
 
     def __init__(self, storage: Storage, total: int, progress: Progress) -> None:
         self.sizes: dict[Digest, int] = {}
         self.stored = 0
         self.stored_bytes = 0
+        self.total = total
         self._storage = storage
         self._in_flight = 0
         self._room = asyncio.Condition()
-        self._done, self._total, self._progress = 0, total, progress
+        self._done, self._progress = 0, progress
 
-    async def store(self, group: asyncio.TaskGroup, data: bytes) -> Digest:
-        """Hash ``data`` and have it stored by a task of ``group``; waits while too much is under way."""
-        digest = await asyncio.to_thread(digest_of, data)
-        if digest in self.sizes:
-            self._advance(len(data))
-            return digest
-        self.sizes[digest] = len(data)
+    async def store(self, group: asyncio.TaskGroup, data: bytes, bodies: Iterable[_Lanes]) -> asyncio.Task[Digest]:
+        """Have ``data`` taken in by ``bodies``, hashed and stored by a task of ``group``, which gives its digest.
+
+        Waits while too much is under way.
+        """
         async with self._room:
             await self._room.wait_for(lambda: self._in_flight + len(data) <= IN_FLIGHT or not self._in_flight)
             self._in_flight += len(data)
-        group.create_task(self._put(digest, data))
-        return digest
+        return group.create_task(self._take(data, bodies))
 
-    async def _put(self, digest: Digest, data: bytes) -> None:
+    async def _take(self, data: bytes, bodies: Iterable[_Lanes]) -> Digest:
+        """Tasks begin in the order in which they are made, and so do these steps."""
         try:
-            if await self._storage.ensure_blob(digest, data):
-                self.stored += 1
-                self.stored_bytes += len(data)
-            self._advance(len(data))
+            feeds = asyncio.gather(*(feed for body in bodies for feed in body.feed(data)))
+            digest, _ = await asyncio.gather(self._put(data), feeds)
+            self._done += len(data)
+            self._progress(min(self._done, self.total), self.total)
+            return digest
         finally:
             async with self._room:
                 self._in_flight -= len(data)
                 self._room.notify_all()
 
-    def _advance(self, size: int) -> None:
-        self._done += size
-        self._progress(min(self._done, self._total), self._total)
+    async def _put(self, data: bytes) -> Digest:
+        digest = await asyncio.to_thread(digest_of, data)
+        if digest not in self.sizes:
+            self.sizes[digest] = len(data)
+            if await self._storage.ensure_blob(digest, data):
+                self.stored += 1
+                self.stored_bytes += len(data)
+        return digest
 
 
 def _tensors(headers: Mapping[str, TensorHeader], files: Mapping[str, Layout]) -> tuple[Tensor, ...]:
@@ -345,13 +385,13 @@ def _part(layout: Layout, data_start: int, begin: int, end: int) -> tuple[Slice,
     return tuple(layout.cut(Span(data_start + begin, data_start + end)))
 
 
-def _finish(task: _Task, files: Mapping[str, Layout], hashes: Mapping[str, BodyHash]) -> Task:
+def _finish(task: _Task, files: Mapping[str, Layout], hashes: Mapping[str, _Lanes]) -> Task:
     if task.source:
         layout = files[task.source]
     else:
         data = (piece for path, span in task.parts for piece in files[path].cut(span))
         slices = join([*task.head, *data])
-        body = hashes[task.name]
+        body = hashes[task.name].body
         layout = Layout(sum(piece.length for piece in slices), body.sha256, slices, body.pieces)
     return Task(task.name, layout, task.filename, task.files, task.description)
 
