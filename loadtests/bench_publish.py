@@ -1,6 +1,6 @@
 """Publishing beside ``sha256sum`` of the same files, one core each: ``make bench-publish``.
 
-2 GB of safetensors in shapes of a transformer, from the page cache to a directory, in alternating rounds on one core.
+2 GB of safetensors in the shapes of TinyLlama, from the page cache to a directory, in alternating rounds on one core.
 Seconds of the processor are told beside those of the clock, since other programs may have been in the way. The goal is
 0.7 of sha256sum's speed. Where that is linked to OpenSSL, it has the SHA-256 that Python has, and then the goal cannot
 be met: a shard and its file have different hashes, so each byte is hashed twice, and a third time for pieces.
@@ -27,8 +27,16 @@ from origin.tensorfile import TensorEntry, make_header
 
 MEMORY = 256 << 20
 GOAL = 0.7
-LAYER = {"attention": 4 * 2048 * 2048 * 2, "mlp.up": 2048 * 8192 * 2, "mlp.down": 2048 * 8192 * 2, "norm": 2048 * 2}
-"""Bytes of a layer's tensors, of 16 bits."""
+HIDDEN, KEYS, INNER, WORDS = 2048, 256, 5632, 32_000
+ENDS = {"embed_tokens": WORDS * HIDDEN, "lm_head": WORDS * HIDDEN}
+LAYER = {
+    **{
+        f"self_attn.{name}_proj": HIDDEN * size for name, size in zip("qkvo", (HIDDEN, KEYS, KEYS, HIDDEN), strict=True)
+    },
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), HIDDEN * INNER),
+    **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), HIDDEN),
+}
+"""Numbers of 16 bits in the tensors of TinyLlama, which has 22 layers."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,13 @@ def make_files(folder: Path, size: int, count: int) -> list[Path]:
     """Safetensors files of about ``size`` bytes together, of random bytes."""
     files = []
     for number in range(1, count + 1):
-        tensors, position = [], 0
+        tensors, position, shapes = [], 0, ENDS
         while position < size // count:
-            for name, length in LAYER.items():
-                entry = TensorEntry(
-                    f"part{number}.at{position}.{name}", "BF16", (length // 2,), position, position + length
-                )
+            for name, numbers in shapes.items():
+                entry = TensorEntry(f"{number}.{position}.{name}", "BF16", (numbers,), position, position + numbers * 2)
                 tensors.append((entry.name, entry))
-                position += length
+                position = entry.end
+            shapes = LAYER
         path = folder / f"model-{number:05}-of-{count:05}.safetensors"
         with path.open("wb") as file:
             file.write(make_header(tensors, {"format": "pt"}))
@@ -127,12 +134,11 @@ def show(size: int, runs: dict[str, Run]) -> None:
         )
     out = console()
     out.print(table)
-    linked = (
-        "libcrypto" in subprocess.run(["ldd", shutil.which("sha256sum") or ""], capture_output=True, text=True).stdout
-    )
+    libraries = subprocess.run(["ldd", shutil.which("sha256sum") or ""], capture_output=True, text=True).stdout
+    kind = "OpenSSL" if "libcrypto" in libraries else "its own SHA-256"
     out.print(
         f"{processor()}; {'SHA' if 'sha_ni' in Path('/proc/cpuinfo').read_text() else 'no SHA'} instructions; "
-        f"coreutils {version('sha256sum', '--version')} with {'OpenSSL' if 'libcrypto' in libraries else 'its own SHA-256'}; "
+        f"coreutils {version('sha256sum', '--version')} with {kind}; "
         f"{ssl.OPENSSL_VERSION}; load {os.getloadavg()[0]:.1f}"
     )
 
