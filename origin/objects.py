@@ -195,7 +195,7 @@ class Objects:
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise StoreError(f"the store refuses access ({_status(error)})", code="store_denied") from None
         except BaseError as error:
-            if re.search(r"timed? ?out", str(error), re.IGNORECASE):
+            if re.search(r"kind: Timeout|timed out", str(error)):
                 raise StoreError(code="store_timeout") from None
             raise StoreError(f"the store failed ({_status(error)})") from None
 

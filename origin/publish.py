@@ -13,6 +13,7 @@ Memory: a few shards (at most 32 MiB each), whatever the size of the model.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
 
 CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX = 1 << 20, 4 << 20, 16 << 20
 """Content-defined chunks of files that are not safetensors: the library's upper bounds; 5 MiB on average."""
-IN_FLIGHT = 64 << 20
+IN_FLIGHT = 96 << 20
 """Bytes of shards that are being hashed and stored while the next ones are read."""
 ATTEMPTS = 3
 """Times that shards are stored which gc takes away before they are claimed: it does so once at most."""
@@ -176,10 +177,10 @@ async def _store(
             for task in tasks:
                 for start in range(0, len(task.header), limit):
                     part = task.header[start : start + limit]
-                    stored = await writer.store(group, part, [hashes[task.name]])
+                    stored = await writer.store(group, _held(part), [hashes[task.name]])
                     task.head.append(Slice(await stored, 0, len(part)))
             for source in sources:
-                cuts: AsyncIterator[tuple[bytes, Members]]
+                cuts: AsyncIterator[_Shard]
                 if source.tensors:
                     own = {t.name: members.get(names[source.path, t.name], frozenset()) for t in source.tensors.tensors}
                     cuts = _read_cuts(source, list(cut_tensors(source.tensors, own, target, limit)))
@@ -254,32 +255,55 @@ async def _store_file(
     group: asyncio.TaskGroup,
     writer: _Writer,
     source: SourceFile,
-    cuts: AsyncIterator[tuple[bytes, Members]],
+    cuts: AsyncIterator[_Shard],
     hashes: Mapping[str, _Lanes],
     piece_length: int,
 ) -> Layout:
     """Store one file's shards; its bytes also go to the ``hashes`` of the tasks that use them."""
     whole = _Lanes(BodyHash(source.size, piece_length))
     stored: list[tuple[asyncio.Task[Digest], int]] = []
-    async for data, users in cuts:
-        bodies = [whole, *(hashes[name] for name in users & hashes.keys())]
-        stored.append((await writer.store(group, data, bodies), len(data)))
+    async for shard in cuts:
+        bodies = [whole, *(hashes[name] for name in shard.tasks & hashes.keys())]
+        stored.append((await writer.store(group, shard, bodies), shard.size))
     slices = tuple([Slice(await digest, 0, size) for digest, size in stored])
     if sum(size for _, size in stored) != source.size:
         raise PublishError(f"{source.path}: changed while it was read")
     return Layout(source.size, whole.body.sha256, slices, whole.body.pieces)
 
 
-async def _read_cuts(source: SourceFile, cuts: Sequence[Cut]) -> AsyncIterator[tuple[bytes, Members]]:
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard that is to be read: its bytes, what puts them somewhere (in a thread), the tasks that use it."""
+
+    size: int
+    fill: Callable[[memoryview], None]
+    tasks: Members = frozenset()
+
+
+def _held(data: bytes | memoryview) -> _Shard:
+    """A shard that is in memory."""
+
+    def fill(into: memoryview) -> None:
+        into[:] = data
+
+    return _Shard(len(data), fill)
+
+
+async def _read_cuts(source: SourceFile, cuts: Sequence[Cut]) -> AsyncIterator[_Shard]:
     with source.location.open("rb", buffering=0) as file:
+
+        def fill(into: memoryview) -> None:
+            while into:
+                count = file.readinto(into)  # one call gives at most what it likes
+                if not count:
+                    raise PublishError(f"{source.path}: changed while it was read")
+                into = into[count:]
+
         for cut in cuts:
-            data = await asyncio.to_thread(_read_exactly, file.read, cut.stop - cut.start)
-            if len(data) != cut.stop - cut.start:
-                raise PublishError(f"{source.path}: changed while it was read")
-            yield data, cut.tasks
+            yield _Shard(cut.stop - cut.start, fill, cut.tasks)
 
 
-async def _read_chunks(source: SourceFile, target: int) -> AsyncIterator[tuple[bytes, Members]]:
+async def _read_chunks(source: SourceFile, target: int) -> AsyncIterator[_Shard]:
     average = min(CHUNK_AVERAGE, target)
     cutter = FastCDC(
         average,
@@ -289,23 +313,58 @@ async def _read_chunks(source: SourceFile, target: int) -> AsyncIterator[tuple[b
     )
     with source.location.open("rb", buffering=0) as file:
         chunks: Iterator[Any] = iter(cutter.cut_stream(file))
-        while chunk := await asyncio.to_thread(_next_chunk, chunks):
-            yield chunk, frozenset()
+        while chunk := await asyncio.to_thread(next, chunks, None):
+            yield _held(chunk.data)
 
 
-def _next_chunk(chunks: Iterator[Any]) -> bytes:
-    """The next chunk's bytes, copied out of the cutter's buffer; empty at the end."""
-    chunk = next(chunks, None)
-    return bytes(chunk.data) if chunk else b""
+class _Room:
+    """One block of memory that shards are in while they are hashed and stored, taken and given back about in order.
+
+    Shards of all sizes, allocated one by one by several threads, leave a heap several times as large as they are.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = memoryview(bytearray(size))
+        self._taken: deque[_Taken] = deque()
+        self._change = asyncio.Condition()
+
+    async def take(self, size: int) -> _Taken:
+        """So many bytes, at most all there are; waits until they are free."""
+        async with self._change:
+            await self._change.wait_for(lambda: self._place(size) is not None)
+            start = self._place(size) or 0
+            taken = _Taken(start, self._memory[start : start + size])
+            self._taken.append(taken)
+            return taken
+
+    async def give_back(self, taken: _Taken) -> None:
+        """Nobody looks at these bytes any more."""
+        async with self._change:
+            taken.free = True
+            while self._taken and self._taken[0].free:
+                self._taken.popleft()
+            self._change.notify_all()
+
+    def _place(self, size: int) -> int | None:
+        """Where the next bytes can be: behind the last that are taken, or at the start again."""
+        if not self._taken:
+            return 0
+        first, last = self._taken[0].start, self._taken[-1]
+        end = last.start + len(last.data)
+        if last.start < first:
+            return end if end + size <= first else None
+        if end + size <= len(self._memory):
+            return end
+        return 0 if size <= first else None
 
 
-def _read_exactly(read: Callable[[int], bytes | None], size: int) -> bytes:
-    """``size`` bytes, or fewer at the end of the file: one read call gives at most what it likes."""
-    parts = []
-    while size and (data := read(size)):
-        parts.append(data)
-        size -= len(data)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+@dataclass
+class _Taken:
+    """A part of the room."""
+
+    start: int
+    data: memoryview
+    free: bool = False
 
 
 class _Lanes:
@@ -315,11 +374,11 @@ class _Lanes:
         self.body = body
         self._lanes = [(update, asyncio.Lock()) for update in body.updates]
 
-    def feed(self, data: bytes) -> list[Coroutine[Any, Any, None]]:
+    def feed(self, data: memoryview) -> list[Coroutine[Any, Any, None]]:
         """The steps that take ``data`` in: to be started in the order of the bytes, as locks are fair."""
         return [self._feed(update, lock, data) for update, lock in self._lanes]
 
-    async def _feed(self, update: Update, lock: asyncio.Lock, data: bytes) -> None:
+    async def _feed(self, update: Update, lock: asyncio.Lock, data: memoryview) -> None:
         async with lock:
             await asyncio.to_thread(update, data)
 
@@ -333,34 +392,31 @@ class _Writer:
         self.stored_bytes = 0
         self.total = total
         self._storage = storage
-        self._in_flight = 0
-        self._room = asyncio.Condition()
+        self._room = _Room(IN_FLIGHT)
         self._done, self._progress = 0, progress
 
-    async def store(self, group: asyncio.TaskGroup, data: bytes, bodies: Iterable[_Lanes]) -> asyncio.Task[Digest]:
-        """Have ``data`` taken in by ``bodies``, hashed and stored by a task of ``group``, which gives its digest.
+    async def store(self, group: asyncio.TaskGroup, shard: _Shard, bodies: Iterable[_Lanes]) -> asyncio.Task[Digest]:
+        """Have a shard taken in by ``bodies``, hashed and stored by a task of ``group``, which gives its digest.
 
         Waits while too much is under way.
         """
-        async with self._room:
-            await self._room.wait_for(lambda: self._in_flight + len(data) <= IN_FLIGHT or not self._in_flight)
-            self._in_flight += len(data)
-        return group.create_task(self._take(data, bodies))
+        taken = await self._room.take(shard.size)
+        await asyncio.to_thread(shard.fill, taken.data)
+        return group.create_task(self._take(taken, bodies))
 
-    async def _take(self, data: bytes, bodies: Iterable[_Lanes]) -> Digest:
-        """Tasks begin in the order in which they are made, and so do these steps."""
-        try:
-            feeds = asyncio.gather(*(feed for body in bodies for feed in body.feed(data)))
-            digest, _ = await asyncio.gather(self._put(data), feeds)
-            self._done += len(data)
-            self._progress(min(self._done, self.total), self.total)
-            return digest
-        finally:
-            async with self._room:
-                self._in_flight -= len(data)
-                self._room.notify_all()
+    async def _take(self, taken: _Taken, bodies: Iterable[_Lanes]) -> Digest:
+        """Tasks begin in the order in which they are made, and so do these steps.
 
-    async def _put(self, data: bytes) -> Digest:
+        After an error the room is not given back: threads may still be storing what is there.
+        """
+        feeds = asyncio.gather(*(feed for body in bodies for feed in body.feed(taken.data)))
+        digest, _ = await asyncio.gather(self._put(taken.data), feeds)
+        self._done += len(taken.data)
+        self._progress(min(self._done, self.total), self.total)
+        await self._room.give_back(taken)
+        return digest
+
+    async def _put(self, data: memoryview) -> Digest:
         digest = await asyncio.to_thread(digest_of, data)
         if digest not in self.sizes:
             self.sizes[digest] = len(data)
