@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node bench-trust simulate clean lock
+.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node bench-trust bench-publish \
+	simulate clean lock
 
 setup: $(STAMP)
 
@@ -53,6 +54,9 @@ bench-node: setup
 
 bench-trust: setup
 	$(BIN)/python -m loadtests.bench_trust
+
+bench-publish: setup
+	$(BIN)/python -m loadtests.bench_publish
 
 # The ring at 10,000 nodes and 10 million shards; about two minutes.
 simulate: setup

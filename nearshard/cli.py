@@ -44,6 +44,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
     "publish": ("origin.publish_command", "Publish a model directory."),
     "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
+    "gc": ("origin.gc_command", "Remove what no revision that is kept refers to."),
     "origin": ("origin", "Run an origin."),
     "router": ("router", "Run a router."),
     "edge": ("edge_node", "Run an edge node."),

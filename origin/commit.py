@@ -7,8 +7,10 @@ from datetime import datetime
 from typing import Protocol
 
 from origin import signing
+from origin.keeping import claim
 from origin.keyring import Keyring
 from origin.signing import Ref, State
+from origin.storage import Storage
 from origin.trust_store import ATTEMPTS, TrustStore
 from shared.digest import Digest
 from shared.errors import Conflict, NotFound, RequestError
@@ -133,6 +135,20 @@ def _revision(ref: Ref | None) -> Digest | None:
     return ref.revision if ref else None
 
 
+async def store_manifest(storage: Storage, manifest: Manifest, space: str) -> bool:
+    """Claim a manifest's shards, then store it; durable on return. ``space``: the model of private shards, or empty.
+
+    Gives False where shards are missing, and stores nothing.
+    """
+    await storage.sync()
+    if await claim(storage, manifest, space):
+        return False
+    if not await storage.has_manifest(manifest.model, manifest.revision):
+        await storage.put_manifest(manifest)
+        await storage.sync()
+    return True
+
+
 class LocalSink:
     """A store at hand. The publisher holds its own key and the online key."""
 
@@ -152,16 +168,13 @@ class LocalSink:
         await self._storage.sweep(self._now())
         return meaning(state, model, ref, private=private)
 
-    async def ensure_blob(self, digest: Digest, data: bytes) -> bool:
+    async def ensure_blob(self, digest: Digest, data: memoryview) -> bool:
         """Store a shard unless it is there."""
         return await self._storage.ensure_blob(digest, data, self._space)
 
-    async def put_manifest(self, manifest: Manifest) -> None:
+    async def put_manifest(self, manifest: Manifest) -> bool:
         """Store a manifest, after all of its shards."""
-        await self._storage.sync()
-        if not await self._storage.has_manifest(manifest.model, manifest.revision):
-            await self._storage.put_manifest(manifest)
-            await self._storage.sync()
+        return await store_manifest(self._storage, manifest, self._space)
 
     async def move_ref(self, model: str, ref: str, manifest: Manifest, before: Ref | None, *, private: bool) -> bool:
         """Sign what the ref means, and put it in force."""

@@ -15,9 +15,9 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -57,6 +57,8 @@ _IDLE = timedelta(seconds=10)
 """A read that brings nothing for so long has failed."""
 _WRITE = timedelta(minutes=5)
 """For one put, which is at most a shard: nothing tells how far it is. 32 MiB at 1 Mbit/s."""
+DELETE = timedelta(seconds=5)
+"""A delete is done by then, or failed: it is not repeated (``origin.keeping`` relies on it)."""
 _READ_IN_ALL = timedelta(hours=6)
 """A slow reader may take its time over a shard; obstore's own bound would be 30 s."""
 _RETRY: RetryConfig = {
@@ -81,8 +83,8 @@ class Objects:
     All but ``entries`` raise NotFound where nothing is there (code ``unknown_path``), DiskError or StoreError.
     """
 
-    def __init__(self, reading: Any, writing: Any) -> None:
-        self._reading, self._writing = reading, writing
+    def __init__(self, reading: Any, writing: Any, deleting: Any) -> None:
+        self._reading, self._writing, self._deleting = reading, writing, deleting
         self._threads = ThreadPoolExecutor(THREADS, "store")
 
     async def head(self, path: str) -> Entry:
@@ -149,10 +151,9 @@ class Objects:
 
         return await self._run(replace)
 
-    async def delete(self, path: str) -> None:
-        """Remove an object; nothing happens where there is none."""
-        with suppress(NotFound):
-            await self._run(lambda: obstore.delete(self._writing, path))
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Remove objects, all within ``DELETE``; nothing happens where there is none. At most a thousand."""
+        await self._run(lambda: obstore.delete(self._deleting, paths))
 
     async def entries(self, prefix: str) -> AsyncIterator[Entry]:
         """The objects below a folder, in no order that means anything. A thousand at a time are in memory."""
@@ -194,7 +195,7 @@ class Objects:
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise StoreError(f"the store refuses access ({_status(error)})", code="store_denied") from None
         except BaseError as error:
-            if re.search(r"timed? ?out", str(error), re.IGNORECASE):
+            if re.search(r"kind: Timeout|timed out", str(error)):
                 raise StoreError(code="store_timeout") from None
             raise StoreError(f"the store failed ({_status(error)})") from None
 
@@ -205,7 +206,7 @@ class Directory(Objects):
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = LocalStore(root)
-        super().__init__(store, store)
+        super().__init__(store, store, store)
         self._root = root
         self._unsynced: set[Path] = set()
 
@@ -258,6 +259,15 @@ class Directory(Objects):
             return _version(data)
 
         return await self._run(replace)
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """As of any store. Not synced: what comes back after a power cut is garbage still."""
+
+        def delete() -> None:
+            for path in paths:
+                (self._root / path).unlink(missing_ok=True)
+
+        await self._run(delete)
 
     async def sync(self) -> None:
         """fsync the folders of all new names."""
@@ -324,13 +334,15 @@ def open_objects(location: str) -> Objects:
             raise ConfigError(f"store {shown(location)!r}: not a directory, nor a URL of {', '.join(SCHEMES)}")
         if scheme == "memory":
             store = from_url(location)
-            return Objects(store, store)
+            return Objects(store, store, store)
         common: ClientConfig = {"connect_timeout": _CONNECT, "allow_http": _allow_http()}
         reading: ClientConfig = {**common, "read_timeout": _IDLE, "timeout": _READ_IN_ALL}
         writing: ClientConfig = {**common, "timeout": _WRITE}
+        deleting: ClientConfig = {**common, "timeout": DELETE}
         return Objects(
             from_url(location, client_options=reading, retry_config=_RETRY),
             from_url(location, client_options=writing, retry_config=_RETRY),
+            from_url(location, client_options=deleting, retry_config={"max_retries": 0}),
         )
     except (BaseError, OSError, ValueError) as error:
         why = f": {error}" if scheme == "file" else f" ({type(error).__name__})"

@@ -30,11 +30,12 @@ from origin.storage import Storage
 from origin.trust_setup import delegate_any
 from origin.trust_store import TrustStore
 from shared.config import HttpUrl, load, size
-from shared.errors import EXIT_CONFIG, EXIT_USAGE, ConfigError, NearshardError, UpstreamError
+from shared.errors import ConfigError, UpstreamError
 from shared.ids import parse_model, parse_ref
 from shared.manifest import MAX_SHARD
 from shared.trust_names import org_of
 from shared.web.announce import announce
+from shared.web.command import run_program
 from shared.web.session import make_session
 
 Place = Callable[..., Coroutine[Any, Any, Published]]
@@ -60,6 +61,9 @@ def command(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Only for those with a token: nearshard token.")] = False,
     shard_target: Annotated[str, typer.Option(help="Bytes that a shard should have.")] = f"{TARGET >> 20}MiB",
+    pieces: Annotated[
+        bool, typer.Option(help="Hash pieces too, so that other downloaders can mend a part: a third of the work.")
+    ] = True,
     shard_limit: Annotated[str, typer.Option(help="Bytes that a shard may have.")] = f"{LIMIT >> 20}MiB",
     router: Annotated[
         list[str] | None,
@@ -95,6 +99,7 @@ def command(
                 tasks_file=tasks,
                 target=target,
                 limit=limit,
+                pieces=pieces,
                 progress=lambda done, total: bar.update(row, completed=done, total=total),
             )
         )
@@ -176,12 +181,8 @@ def _bytes(text: str, flag: str) -> int:
 
 
 def main() -> None:
-    """Run the command; an error is one line, and its exit code."""
-    try:
-        app(prog_name="nearshard publish")
-    except NearshardError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else error.exit_code or EXIT_USAGE) from None
+    """Run the command."""
+    run_program(app, "nearshard publish")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class RemoteSink(TrustReader):
         publisher_keys(state, model, self._ring, private=private)
         return meaning(state, model, ref, private=private)
 
-    async def ensure_blob(self, digest: Digest, data: bytes) -> bool:
+    async def ensure_blob(self, digest: Digest, data: memoryview) -> bool:
         """Upload a shard unless the origin has it."""
         if not await self._lacks(digest, len(data)):
             return False
@@ -92,9 +92,15 @@ class RemoteSink(TrustReader):
             await self._request("PUT", f"blobs/{digest}", data)
         return True
 
-    async def put_manifest(self, manifest: Manifest) -> None:
+    async def put_manifest(self, manifest: Manifest) -> bool:
         """Upload a manifest."""
-        await self._request("PUT", f"manifests/{manifest.revision}", manifest.encoded)
+        try:
+            await self._request("PUT", f"manifests/{manifest.revision}", manifest.encoded)
+        except RequestError as error:
+            if error.error_code != "incomplete":
+                raise
+            return False
+        return True
 
     async def move_ref(self, model: str, ref: str, manifest: Manifest, before: Ref | None, *, private: bool) -> bool:
         """Sign what the ref means, here, and send that."""
@@ -178,7 +184,7 @@ class RemoteSink(TrustReader):
                 return
         raise refused or RequestError("there is no key at hand to publish with", code="not_publisher")
 
-    async def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+    async def _request(self, method: str, path: str, body: bytes | memoryview | None = None) -> bytes:
         """A request within the session, which is begun again where it ended; tried again where the link failed."""
         pause, left = PAUSE, TRIES
         while True:
@@ -196,7 +202,11 @@ class RemoteSink(TrustReader):
                 pause *= 2
 
     async def _send(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | memoryview | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> bytes:
         url = self._origin + path_of(self._model, path)
         seconds = UPLOAD_GRACE + len(body or b"") / LEAST_RATE

@@ -19,9 +19,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
-from origin.objects import TMP, Buffer, Objects, Version, open_objects, shown
+from origin.objects import TMP, Buffer, Entry, Objects, Version, open_objects, shown
 from shared.digest import Digest, hex_of, parse_digest
-from shared.errors import NotFound
+from shared.errors import BadId, NotFound
 from shared.ids import parse_model
 from shared.manifest import Manifest, decode
 
@@ -138,8 +138,26 @@ class Storage:
 
     async def revisions(self, model: str) -> list[Digest]:
         """The stored revisions of a model, in no order that means anything."""
-        paths = [path async for path in self.paths(f"{_model(model)}/manifests")]
-        return sorted(parse_digest("sha256:" + path.rpartition("/")[2]) for path in paths)
+        return sorted([digest_at(entry.path) async for entry in self.manifests(model)])
+
+    # What is stored, with its time
+
+    async def manifests(self, model: str) -> AsyncIterator[Entry]:
+        """The manifests of a model; their time is when they were first published."""
+        async for entry in self._named(f"{_model(model)}/manifests"):
+            yield entry
+
+    async def blobs(self, model: str = "") -> AsyncIterator[Entry]:
+        """All shards; ``model`` as everywhere."""
+        async for entry in self._named(f"{_model(model)}/blobs" if model else "blobs"):
+            yield entry
+
+    async def _named(self, prefix: str) -> AsyncIterator[Entry]:
+        """The objects that are named by a digest. Others are not ours."""
+        async for entry in self.objects.entries(prefix):
+            with suppress(BadId):
+                digest_at(entry.path)
+                yield entry
 
     # Durability
 
@@ -149,12 +167,9 @@ class Storage:
 
     async def sweep(self, now: datetime) -> int:
         """Drop temporary files that no living publish can own. Gives how many."""
-        dropped = 0
-        async for entry in self.objects.entries(TMP):
-            if entry.modified < now - ABANDONED:
-                await self.objects.delete(entry.path)
-                dropped += 1
-        return dropped
+        paths = [entry.path async for entry in self.objects.entries(TMP) if entry.modified < now - ABANDONED]
+        await self.objects.delete(paths)
+        return len(paths)
 
 
 @contextmanager
@@ -164,6 +179,11 @@ def _missing(code: str) -> Iterator[None]:
         yield
     except NotFound as error:
         raise NotFound(str(error), code=code) from None
+
+
+def digest_at(path: str) -> Digest:
+    """The digest that an object is named by. Raises BadId."""
+    return parse_digest("sha256:" + path.rpartition("/")[2])
 
 
 def _blob(digest: Digest, model: str = "") -> str:

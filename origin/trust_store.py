@@ -100,6 +100,16 @@ class TrustStore(TrustReader):
         """The models that have a ref, sorted."""
         return (await self.state()).models()
 
+    async def meant(self) -> dict[str, set[Digest]]:
+        """By model all revisions that a ref means, private models too: what garbage collection keeps.
+
+        Raises ConfigError, MetadataInvalid.
+        """
+        found: dict[str, set[Digest]] = {}
+        for model, _, ref in (await self.state()).all_refs():
+            found.setdefault(model, set()).add(ref.revision)
+        return found
+
     # Changes
 
     async def create(self, files: Sequence[tuple[str, int, bytes]]) -> None:

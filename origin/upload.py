@@ -20,7 +20,7 @@ from tuf.api.metadata import Targets
 
 from origin import signing
 from origin.audit import Audit
-from origin.commit import check_visibility, publisher_keyids, role_of
+from origin.commit import check_visibility, publisher_keyids, role_of, store_manifest
 from origin.signing import State
 from origin.trust_store import TrustStore
 from shared import codec
@@ -175,12 +175,8 @@ class Uploads:
             raise RequestError(str(error), code="bad_manifest") from error
         if manifest.model != session.model or manifest.revision != revision:
             raise RequestError("a manifest of another model, or not in its one form", code="bad_manifest")
-        if await self._storage.lacks(manifest.shards, session.space):
+        if not await store_manifest(self._storage, manifest, session.space):
             raise RequestError("a shard of the manifest is missing", code="incomplete")
-        await self._storage.sync()
-        if not await self._storage.has_manifest(session.model, revision):
-            await self._storage.put_manifest(manifest)
-        await self._storage.sync()
         return web.Response(status=201)
 
     async def _get_trust(self, request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Starting a service from the command line: the same few steps for each of them."""
+"""Starting services and other programs from the command line: the same few steps for each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uvloop import new_event_loop
 from shared import log
 from shared.clock import Clock, SystemClock
 from shared.config import S, fail, load
-from shared.errors import ConfigError
+from shared.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, NearshardError
 from shared.web.server import run
 
 Build = Callable[[S, str, Clock, FilteringBoundLogger], web.Application]
@@ -29,3 +29,14 @@ def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None
             runner.run(run(lambda url: build(settings, url, SystemClock(), logger), settings, logger))
     except ConfigError as error:
         fail(error)
+
+
+def run_program(app: Callable[..., object], name: str) -> None:
+    """Run a command of a typer app; an error is one line, and its exit code."""
+    try:
+        app(prog_name=name)
+    except NearshardError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else error.exit_code or EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None

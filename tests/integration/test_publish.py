@@ -22,10 +22,11 @@ from safetensors.numpy import load, save_file
 
 from origin.commit import LocalSink
 from origin.keyring import load_ring
-from origin.publish import Published, publish
+from origin.publish import IN_FLIGHT, Published, publish
 from origin.storage import Storage
 from origin.trust_setup import delegate_any
 from origin.trust_store import TrustStore
+from shared.digest import digest_of
 from shared.errors import Conflict, NotFound, PublishError, TasksError, TensorFileError
 from shared.layout import Slice
 from shared.manifest import MIN_PIECE, Manifest
@@ -114,13 +115,19 @@ async def test_a_task_pulls_in_no_byte_that_it_does_not_use(storage: Storage, mo
         assert sum(manifest.shards[digest] for digest in layout.shards()) == layout.size
 
 
+def times(storage: Storage) -> dict[Path, int]:
+    """When each object was written; notes for gc are no part of what is published."""
+    root = Path(storage.location)
+    return {path: path.stat().st_mtime_ns for part in ("blobs", "models") for path in (root / part).rglob("*")}
+
+
 async def test_publishing_again_changes_nothing(storage: Storage, model: Path) -> None:
     first, _ = await put(storage, model)
-    before = {path: path.stat().st_mtime_ns for path in Path(storage.location).rglob("*") if path.is_file()}
+    before = times(storage)
     again, _ = await put(storage, model)
     assert (first.changed, again.changed, again.stored) == (True, False, 0)
     assert again.revision == first.revision
-    assert {path: path.stat().st_mtime_ns for path in Path(storage.location).rglob("*") if path.is_file()} == before
+    assert times(storage) == before
 
 
 async def test_unchanged_tensors_keep_their_shards_in_the_next_revision(storage: Storage, model: Path) -> None:
@@ -388,6 +395,31 @@ def test_memory_stays_small_whatever_the_size_of_the_model(tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 256 * 1024
+
+
+async def test_without_pieces_nothing_else_changes(storage: Storage, model: Path) -> None:
+    make_model(model, width=1024)
+    _, whole = await put(storage, model)
+    done, manifest = await put(storage, model, "v2", pieces=False)
+    assert done.stored == 0 and manifest.shards == whole.shards
+    assert any(layout.pieces for layout in whole.files.values())
+    assert not any(layout.pieces for layout in manifest.files.values())
+    assert [layout.sha256 for layout in manifest.files.values()] == [layout.sha256 for layout in whole.files.values()]
+
+
+async def test_shards_of_all_sizes_take_turns_in_the_room(storage: Storage, tmp_path: Path) -> None:
+    """Many more bytes than there is room for, in tensors of very different sizes: all arrive as they are."""
+    rng = np.random.default_rng(5)
+    sizes = [int(n) for n in rng.integers(1, 9_000_000, 60)]
+    (tmp_path / "model").mkdir()
+    tensors = {f"t{n:02}": rng.integers(0, 256, size, dtype=np.uint8) for n, size in enumerate(sizes)}
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    assert sum(sizes) > 2 * IN_FLIGHT
+    _, manifest = await put(storage, tmp_path / "model")
+    body = await joined(storage, manifest, "all")
+    assert body == (tmp_path / "model" / "model.safetensors").read_bytes()
+    for digest, size in manifest.shards.items():
+        assert digest_of(await read(storage, [Slice(digest, 0, size)])) == digest
 
 
 async def test_an_unknown_model_has_no_ref(storage: Storage) -> None:
