@@ -33,6 +33,7 @@ from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.routes import locate, nodes, show_nodes, show_route
+from nearshard.trust import app as trust
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
@@ -54,12 +55,18 @@ app = typer.Typer(
     epilog="Example: nearshard up   (then, elsewhere)   nearshard get demo/minilm:embed-3l",
 )
 
+app.add_typer(trust, name="trust")
+
 Router = Annotated[
     list[str],
     typer.Option("--router", envvar="NEARSHARD_ROUTER", help="Router, edge or origin to ask; again for more."),
 ]
 ROUTERS = [DEFAULT_ROUTER]
 Region = Annotated[str | None, typer.Option("--region", envvar="NEARSHARD_REGION", help="The region you are in.")]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -74,13 +81,14 @@ def get_command(
     ] = None,
     router: Router = ROUTERS,
     region: Region = None,
+    ca: Ca = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     with _bar(task_id, quiet=quiet or as_json) as progress:
-        got = _client(router, region).get(task_id, output, force=force, progress=progress)
+        got = _client(router, region, ca).get(task_id, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
@@ -90,6 +98,7 @@ def pull_command(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory; ./<name> by default.")] = None,
     router: Router = ROUTERS,
     region: Region = None,
+    ca: Ca = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -97,14 +106,14 @@ def pull_command(
     """Fetch all files of a model, verified, from the nearest nodes."""
     name, _, ref = model.partition("@")
     with _bar(model, quiet=quiet or as_json) as progress:
-        got = _client(router, region).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
+        got = _client(router, region, ca).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
-def _client(router: list[str], region: str | None) -> SyncClient:
+def _client(router: list[str], region: str | None, ca: Path | None) -> SyncClient:
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
-    return SyncClient(routers, region=region, kept=Kept(cache_file(routers, region)))
+    return SyncClient(routers, region=region, kept=Kept(cache_file(routers, region)), ca=ca)
 
 
 @app.command("up", epilog="Example: nearshard up --edges 4 --region berlin --region lagos --data /tmp/net")
@@ -212,9 +221,9 @@ def drain_command(
 
 
 @app.command("nodes", epilog="Example: nearshard nodes --router http://router:8700")
-def nodes_command(router: Router = ROUTERS, as_json: Json = False) -> None:
+def nodes_command(router: Router = ROUTERS, ca: Ca = None, as_json: Json = False) -> None:
     """List the nodes that a router knows, how busy they are, and what it thinks of them."""
-    found = asyncio.run(nodes(router))
+    found = asyncio.run(nodes(router, ca))
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
@@ -228,11 +237,12 @@ def locate_command(
     ],
     router: Router = ROUTERS,
     region: Region = None,
+    ca: Ca = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: regions, nodes, loads, health.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show where a client is sent for a task, best first."""
-    document = asyncio.run(locate(router, what, region=region, explain=explain))
+    document = asyncio.run(locate(router, what, region=region, explain=explain, ca=ca))
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:

@@ -48,6 +48,7 @@ from shared.layout import Layout
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
 from shared.web.session import Fetched, make_session, open_blob
+from shared.web.tls import tls_by
 
 DEFAULT_ROUTER = "http://127.0.0.1:8700"
 CONCURRENCY = 4
@@ -92,9 +93,12 @@ class Client:
         region: str | None = None,
         concurrency: int = CONCURRENCY,
         kept: Kept | None = None,
+        ca: Path | None = None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
-        ``kept``: where the last view of the network is; in memory by default. Raises RequestError, BadId."""
+        ``kept``: where the last view of the network is; in memory by default. ``ca``: file of the deployment's CA, that
+        servers are checked by, beside the system's. Raises RequestError, BadId, ConfigError."""
+        self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
         self._concurrency = concurrency
@@ -103,7 +107,7 @@ class Client:
         self._guided: Guide | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = make_session()
+        self._session = make_session(tls=self._tls)
         self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock())
         return self
 
@@ -373,13 +377,14 @@ class SyncClient:
         region: str | None = None,
         concurrency: int = CONCURRENCY,
         kept: Kept | None = None,
+        ca: Path | None = None,
     ) -> None:
         """See ``Client``."""
         self._router, self._region, self._concurrency = router, region, concurrency
-        self._kept = kept or Kept()
+        self._kept, self._ca = kept or Kept(), ca
 
     def _make(self) -> Client:
-        return Client(self._router, region=self._region, concurrency=self._concurrency, kept=self._kept)
+        return Client(self._router, region=self._region, concurrency=self._concurrency, kept=self._kept, ca=self._ca)
 
     def get(
         self,

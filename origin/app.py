@@ -22,6 +22,7 @@ from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
+from shared.web.tls import Certificates
 
 READ = 1 << 20
 """Bytes read from storage at a time: nothing buffers a whole shard."""
@@ -121,7 +122,9 @@ class OriginTier:
         return ""
 
 
-def build_app(settings: OriginSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
+def build_app(
+    settings: OriginSettings, url: str, certificates: Certificates, clock: Clock, log: FilteringBoundLogger
+) -> web.Application:
     """The origin, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
     storage = Storage(settings.store)

@@ -24,6 +24,7 @@ from shared.ids import parse_model, parse_ref
 from shared.manifest import MAX_SHARD
 from shared.web.announce import announce
 from shared.web.session import make_session
+from shared.web.tls import tls_by
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -40,6 +41,10 @@ def command(
     router: Annotated[
         list[str] | None,
         typer.Option(envvar="NEARSHARD_ROUTER", help="Router to tell; again for more. It tells the edges."),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -67,13 +72,13 @@ def command(
             )
         )
     if done.changed:
-        asyncio.run(_tell(router or [], model))
+        asyncio.run(_tell(router or [], model, ca))
     _report(done, as_json=as_json)
 
 
-async def _tell(routers: list[str], model: str) -> None:
+async def _tell(routers: list[str], model: str, ca: Path | None) -> None:
     """Have refs looked up at once. What cannot be told sees it when its refs' lifetime ends, a few seconds on."""
-    async with make_session() as session:
+    async with make_session(tls=tls_by(ca)) as session:
         for url in routers:
             try:
                 await announce(session, url.rstrip("/"), model)

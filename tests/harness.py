@@ -7,6 +7,7 @@ import os
 import random
 import select
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -46,9 +47,9 @@ def wait_until(check: Callable[[], T], what: str, deadline: float = DEADLINE) ->
         select.select([], [], [], 0.02)  # leave the core to the others between two looks
 
 
-def get_json(url: str, **headers: str) -> Any:
+def get_json(url: str, tls: ssl.SSLContext | None = None, /, **headers: str) -> Any:
     """GET a JSON document."""
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10, context=tls) as answer:
         return json.loads(answer.read())
 
 
@@ -81,6 +82,8 @@ class Service:
     env: Mapping[str, str] = field(default_factory=dict)
     within: Sequence[str] = ()
     """Words before its command: another place to run in."""
+    tls: ssl.SSLContext | None = None
+    """What it is asked with where it serves HTTPS."""
 
     @property
     def port(self) -> int:
@@ -128,7 +131,7 @@ class Service:
 
     def status(self) -> Any:
         """Its ``/status``."""
-        return get_json(f"{self.url}/status")
+        return get_json(f"{self.url}/status", self.tls)
 
     def text(self) -> str:
         """What it printed so far."""
@@ -146,6 +149,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = folder / "store"
+        self.tls: ssl.SSLContext | None = None
+        """What services are asked with that serve HTTPS."""
         self._services: list[Service] = []
 
     def service(
@@ -154,18 +159,18 @@ class Lab:
         """Start a service; at ``url``, where others know it before it is there, otherwise on a free port."""
         name = name or f"{module}-{len(self._services)}"
         words, ready = [*args, "--log-level", "debug"], self.folder / f"{name}.ready"
-        service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
+        service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within, tls=self.tls)
         self._services.append(service)
         return service.start()
 
-    def origin(self) -> Service:
+    def origin(self, *words: str) -> Service:
         """An origin over this lab's store."""
-        return self.service("origin", "--store", str(self.store))
+        return self.service("origin", "--store", str(self.store), *words)
 
-    def router(self, *origins: Service | str, redis: str = "", **flags: str) -> Service:
+    def router(self, *origins: Service | str, redis: str = "", words: Sequence[str] = (), **flags: str) -> Service:
         """A router."""
         named = [f"--origin={_url(origin)}" for origin in origins]
-        return self.service("router", *named, "--redis", redis, *_flags(flags))
+        return self.service("router", *named, "--redis", redis, *words, *_flags(flags))
 
     def edge(
         self,
@@ -173,13 +178,14 @@ class Lab:
         router: Service | None = None,
         node: str = "edge",
         data: Path | None = None,
+        words: Sequence[str] = (),
         **flags: str,
     ) -> Service:
         """An edge node; its data in a folder of its name."""
         named = [f"--origin={_url(origin)}" for origin in origins]
         routers = [f"--router={router.url}"] if router else []
         where = ["--data", str(data or self.folder / node)]
-        return self.service("edge_node", *named, *routers, *where, "--node", node, *_flags(flags), name=node)
+        return self.service("edge_node", *named, *routers, *where, "--node", node, *words, *_flags(flags), name=node)
 
     def publish(self, directory: Path, model: str = "acme/tiny", *words: str) -> str:
         """Publish into this lab's store; the revision."""

@@ -1,0 +1,45 @@
+"""Certificates for tests, made by the commands that an operator uses."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness import command
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment's CA, and where its certificates go."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> Deployment:
+        """A new one."""
+        command("trust", "ca", str(folder))
+        return cls(folder)
+
+    @property
+    def ca(self) -> Path:
+        """The CA's certificate."""
+        return self.folder / "ca.pem"
+
+    def cert(self, node: str, *words: str) -> tuple[Path, Path]:
+        """Certificate and key of a node; for 127.0.0.1 unless other words are said."""
+        words = words or ("--ip", "127.0.0.1", "--dns", "localhost")
+        command("trust", "cert", node, "--ca", str(self.folder), "-o", str(self.folder), *words)
+        return self.folder / f"{node}.pem", self.folder / f"{node}.key"
+
+    def words(self, node: str) -> list[str]:
+        """What a service's command line has for TLS, with a new certificate."""
+        cert, key = self.cert(node)
+        return [f"--tls-cert={cert}", f"--tls-key={key}", f"--tls-ca={self.ca}"]
+
+    def client(self, node: str | None = None) -> ssl.SSLContext:
+        """For a client, with the certificate that was made for ``node``."""
+        context = ssl.create_default_context(cafile=self.ca)
+        if node:
+            context.load_cert_chain(self.folder / f"{node}.pem", self.folder / f"{node}.key")
+        return context
