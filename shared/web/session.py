@@ -273,15 +273,16 @@ _ADVICE |= dict.fromkeys((19, 20, 21), _ADVICE[18])
 
 def _about_tls(error: BaseException | None) -> tuple[str, str] | None:
     """Code and advice where TLS is what failed: by the server's certificate, or by what it says of this side's."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            advice = _ADVICE.get(error.verify_code, f"its certificate is not acceptable: {error.verify_message}")
-            return "bad_certificate", advice
-        if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or "") and "CERTIFICATE" in error.reason:
-            return "bad_certificate", f"it does not take this side's certificate ({error.reason.lower()})"
-        if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-            return "upstream_error", "it does not speak TLS; is it http://?"
-        error = error.__cause__ or getattr(error, "certificate_error", None) or getattr(error, "os_error", None)
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__  # what the HTTP library makes of it claims to be an SSLError too, but has no reason
+    if isinstance(error, ssl.SSLCertVerificationError):
+        advice = _ADVICE.get(error.verify_code, f"its certificate is not acceptable: {error.verify_message}")
+        return "bad_certificate", advice
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+        return "bad_certificate", f"it does not take this side's certificate ({reason.lower()})"
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return "upstream_error", "it does not speak TLS; is it http://?"
     return None
 
 
@@ -297,6 +298,9 @@ def translated(url: str) -> Iterator[None]:
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if trouble := _about_tls(error):
             raise UpstreamError(f"{url} failed: {trouble[1]}", code=trouble[0]) from error
+        if isinstance(error, aiohttp.ServerDisconnectedError) and url.startswith("https:"):
+            # asyncio closes a handshake that it refuses without an alert, and TLS 1.3 says so only here
+            raise UpstreamError(f"{url} closed the connection; does it take this side's certificate?") from error
         reason = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else str(error)
         code = "busy" if isinstance(error, OSError) and error.errno in SHORT else None  # ours, not the source's
         raise UpstreamError(f"{url} failed: {reason or type(error).__name__}", code=code) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
@@ -9,7 +10,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPSConnection
@@ -18,6 +19,9 @@ from pathlib import Path
 import pytest
 
 from shared.certificates import load_authority, make_certificate
+from shared.errors import UpstreamError
+from shared.web.session import fetch, make_session
+from shared.web.tls import Files, client_context
 from tests.certificates import Deployment
 from tests.e2e.test_short_path import LONG, Wire, request, settled
 from tests.faults import invariants
@@ -331,7 +335,7 @@ def test_a_ca_that_is_taken_out_is_out(lab: Lab, tmp_path: Path) -> None:
     known.load_cert_chain(old.folder / "peer.pem", old.folder / "peer.key")
     make_model(tmp_path / "model")
     lab.publish(tmp_path / "model")
-    origin = lab.origin(*old.words("origin-1"))
+    origin = lab.origin(*old.words("origin-1")[:2])
     edge = lab.edge(origin, words=[*words, f"--tls-ca={both}"])
     hop = {"Nearshard-Hop": "peer"}
     assert ask(edge, "/models/acme/tiny", known, **hop)[0] == 200
@@ -444,3 +448,39 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, words: list[str]) -> 
     (cert, key), (_, other) = deployment.cert("a"), deployment.cert("b")
     cert.chmod(0o600)
     refused("origin", "--store", str(tmp_path), *(word.format(cert=cert, key=key, other=other) for word in words))
+
+
+def test_a_node_whose_certificate_is_not_taken_is_told_why(lab: Lab, tmp_path: Path) -> None:
+    """The other side's refusal comes after the handshake, as this side sees it."""
+    deployment, other = Deployment.make(tmp_path / "ca"), Deployment.make(tmp_path / "other")
+    make_model(tmp_path / "model")
+    lab.publish(tmp_path / "model")
+    origin = lab.origin(*deployment.words("origin-1"))
+    lab.tls = other.client()
+    words = other.words("edge")[:2]
+    edge = lab.edge(origin, words=[*words, f"--tls-ca={deployment.ca}"])
+    assert ask(edge, "/models/acme/tiny", lab.tls) == (502, "upstream_error")
+    assert "does it take this side's certificate?" in edge.text()
+
+
+async def test_a_refusal_that_is_said_is_understood(tmp_path: Path) -> None:
+    """As other servers do, before TLS 1.3: by an alert, in the handshake."""
+    deployment, other = Deployment.make(tmp_path / "ca"), Deployment.make(tmp_path / "other")
+    cert, key = deployment.cert("origin-1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=deployment.ca)
+    context.verify_mode, context.maximum_version = ssl.CERT_REQUIRED, ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(cert, key)
+
+    def refuse(listener: socket.socket) -> None:
+        accepted, _ = listener.accept()
+        with accepted, suppress(ssl.SSLError):
+            context.wrap_socket(accepted, server_side=True)
+
+    tls = client_context(Files(*other.cert("edge"), ca=deployment.ca))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        refusing = asyncio.create_task(asyncio.to_thread(refuse, listener))
+        async with make_session(tls=tls) as session:
+            with pytest.raises(UpstreamError, match="does not take this side") as raised:
+                await fetch(session, f"https://127.0.0.1:{listener.getsockname()[1]}/", limit=1)
+            assert raised.value.error_code == "bad_certificate" and raised.value.exit_code == 6
+        await refusing
