@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node simulate clean lock
+.PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node simulate clean lock
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ test: setup
 test-long: setup
 	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest -m long
+
+# Every parser of network bytes, on damaged documents; a short run of it is part of `make test`.
+fuzz: setup
+	$(BIN)/python -W error -m tests.fuzz
 
 check: setup
 	$(BIN)/ruff check .

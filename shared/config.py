@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.enrolment import is_loopback_address
 from shared.errors import BadId, ConfigError
 from shared.ids import parse_name
 
@@ -38,13 +38,6 @@ def _http_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("not an http:// or https:// URL")
     return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:  # a name; what it means is not ours to say
-        return host == "localhost"
 
 
 def _name(name: str) -> str:
@@ -102,7 +95,7 @@ class ServiceSettings(BaseSettings):
             raise ConfigError(f"{self.service}.node_certificates: required needs tls_cert, tls_key and tls_ca")
         missing = [] if self.tls_cert else ["set tls_cert and tls_key (`nearshard trust cert` makes them)"]
         missing += self.lacks()
-        if missing and not self.insecure and not _is_loopback(self.host):
+        if missing and not self.insecure and not (self.host == "localhost" or is_loopback_address(self.host)):
             raise ConfigError(
                 f"{self.service}.host: {self.host} is not loopback, so others can reach this service: "
                 f"{'; '.join(missing)}; or say --insecure"
@@ -165,7 +158,7 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
 def _read_table(file: Path, settings: type[ServiceSettings]) -> dict[str, Any]:
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also an integer of 5,000 digits
         raise ConfigError(f"{file}: {error}") from error
     table = document.get(settings.service, {})
     if not isinstance(table, dict):
