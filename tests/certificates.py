@@ -1,12 +1,13 @@
-"""Certificates for tests, made by the commands that an operator uses."""
+"""Certificates for tests, made as an operator makes them."""
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import command
+from nearshard.trust import ca_command, cert_command
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Deployment:
     @classmethod
     def make(cls, folder: Path) -> Deployment:
         """A new one."""
-        command("trust", "ca", str(folder))
+        ca_command(folder)
         return cls(folder)
 
     @property
@@ -26,10 +27,11 @@ class Deployment:
         """The CA's certificate."""
         return self.folder / "ca.pem"
 
-    def cert(self, node: str, *words: str) -> tuple[Path, Path]:
-        """Certificate and key of a node; for 127.0.0.1 unless other words are said."""
-        words = words or ("--ip", "127.0.0.1", "--dns", "localhost")
-        command("trust", "cert", node, "--ca", str(self.folder), "-o", str(self.folder), *words)
+    def cert(
+        self, node: str, *, dns: Sequence[str] = ("localhost",), ip: Sequence[str] = ("127.0.0.1",)
+    ) -> tuple[Path, Path]:
+        """Certificate and key of a node; another one each time."""
+        cert_command(node, self.folder, list(dns), list(ip), output=self.folder)
         return self.folder / f"{node}.pem", self.folder / f"{node}.key"
 
     def words(self, node: str) -> list[str]:

@@ -9,8 +9,11 @@ import pytest
 from edge_node.config import EdgeSettings
 from origin.config import OriginSettings
 from router.config import RouterSettings
+from shared import log
 from shared.config import ServiceSettings, load
 from shared.errors import ConfigError
+from shared.web.tls import Certificates
+from tests.certificates import Deployment
 
 TLS = ["--tls-cert=a.pem", "--tls-key=a.key"]
 SERVICES: list[type[ServiceSettings]] = [OriginSettings, RouterSettings, EdgeSettings]
@@ -47,3 +50,28 @@ def test_the_file_of_settings_is_held_to_the_same(tmp_path: Path) -> None:
         load(EdgeSettings, ["--config", str(file)])
     file.write_text('[edge]\nhost = "0.0.0.0"\ninsecure = true\n')
     assert load(EdgeSettings, ["--config", str(file)]).insecure
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tls-cert", "{cert}"],
+        ["--tls-key", "{key}"],
+        ["--tls-cert", "{key}", "--tls-key", "{cert}"],
+        ["--tls-cert", "{cert}", "--tls-key", "/nowhere"],
+        ["--tls-cert", "/nowhere", "--tls-key", "{key}"],
+        ["--tls-cert", "{cert}", "--tls-key", "{other}"],
+        ["--tls-ca", "{key}"],
+        ["--tls-ca", "/nowhere"],
+        ["--node-certificates", "required"],
+        ["--node-certificates", "required", "--tls-cert", "{cert}", "--tls-key", "{key}"],
+    ],
+)
+async def test_files_that_do_not_fit_are_refused(tmp_path: Path, words: list[str]) -> None:
+    deployment = Deployment.make(tmp_path / "ca")
+    (cert, key), (_, other) = deployment.cert("a"), deployment.cert("b")
+    cert.chmod(0o600)  # so that it is not refused for that, where it is taken for the key
+    with pytest.raises(ConfigError):
+        Certificates(
+            load(OriginSettings, [word.format(cert=cert, key=key, other=other) for word in words]), log.get("test")
+        )
