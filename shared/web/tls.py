@@ -60,7 +60,7 @@ def server_context(files: Files) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if files.ca:
         context.verify_mode = ssl.CERT_OPTIONAL
-        # Who resumes a session is not checked again, so there are no tickets where certificates count.
+        # Who resumes a session is not checked again, so there are no tickets where certificates count (see peer_of).
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
     return _loaded(context, files)
@@ -160,7 +160,10 @@ class Certificates:
 
 def peer_of(transport: asyncio.BaseTransport | None) -> str | None:
     """The node at the other end of a connection, where it has shown a certificate of the deployment's CA."""
-    return node_of(transport.get_extra_info("peercert")) if transport else None
+    tls = transport.get_extra_info("ssl_object") if transport else None
+    if transport is None or tls is None or tls.session_reused:  # what is resumed was not checked again
+        return None
+    return node_of(transport.get_extra_info("peercert"))
 
 
 def peer_node(request: web.BaseRequest) -> str | None:

@@ -357,6 +357,21 @@ def test_nobody_speaks_for_a_node_without_its_certificate(net: Net) -> None:
     assert ask(net.edge, path, node, **{"Nearshard-Hop": "north-1", "X-A": "long"})[0] == 200
 
 
+def test_a_session_that_is_resumed_is_nobodys(net: Net) -> None:
+    """TLS 1.2 resumes without tickets too; certificates are looked at in whole handshakes only."""
+    net.deployment.cert("north-1")
+    tls = net.deployment.client("north-1")
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    session, answers = None, []
+    for _ in range(2):
+        plain = socket.create_connection(("127.0.0.1", net.edge.port), timeout=20)
+        with tls.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as sock:
+            Wire(sock).send(request(net.paths["small file"], "Nearshard-Hop: north-1", LONG))
+            answers.append((sock.session_reused, Wire(sock).answer()[0]))
+            session = sock.session
+    assert answers in ([(False, 200), (True, 403)], [(False, 200), (False, 200)])
+
+
 def test_a_heartbeat_needs_the_nodes_certificate(net: Net) -> None:
     net.deployment.cert("north-1")
     body = json.dumps({"url": "https://127.0.0.1:1", "region": "north"})

@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from edge_node.config import EdgeSettings
 from origin.config import OriginSettings
@@ -61,6 +67,7 @@ def test_the_file_of_settings_is_held_to_the_same(tmp_path: Path) -> None:
         ["--tls-cert", "{cert}", "--tls-key", "/nowhere"],
         ["--tls-cert", "/nowhere", "--tls-key", "{key}"],
         ["--tls-cert", "{cert}", "--tls-key", "{other}"],
+        ["--tls-cert", "{cert}", "--tls-key", "{locked}"],
         ["--tls-ca", "{key}"],
         ["--tls-ca", "/nowhere"],
         ["--node-certificates", "required"],
@@ -71,7 +78,15 @@ async def test_files_that_do_not_fit_are_refused(tmp_path: Path, words: list[str
     deployment = Deployment.make(tmp_path / "ca")
     (cert, key), (_, other) = deployment.cert("a"), deployment.cert("b")
     cert.chmod(0o600)  # so that it is not refused for that, where it is taken for the key
+    locked = tmp_path / "locked.key"
+    locked.write_bytes(
+        load_pem_private_key(key.read_bytes(), None).private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")
+        )
+    )
+    locked.chmod(0o600)
     with pytest.raises(ConfigError):
         Certificates(
-            load(OriginSettings, [word.format(cert=cert, key=key, other=other) for word in words]), log.get("test")
+            load(OriginSettings, [word.format(cert=cert, key=key, other=other, locked=locked) for word in words]),
+            log.get("test"),
         )
