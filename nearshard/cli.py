@@ -33,7 +33,6 @@ from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.routes import locate, nodes, show_nodes, show_route
-from nearshard.trust import app as trust
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
@@ -41,6 +40,7 @@ from shared.ids import DEFAULT_REF, parse_name
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "publish": ("origin.publish_command", "Publish a model directory."),
+    "trust": ("origin.certificate_commands", "Make the certificates of a deployment."),
     "origin": ("origin", "Run an origin."),
     "router": ("router", "Run a router."),
     "edge": ("edge_node", "Run an edge node."),
@@ -54,8 +54,6 @@ app = typer.Typer(
     help="Deliver AI models from the nearest cache, shard by shard.",
     epilog="Example: nearshard up   (then, elsewhere)   nearshard get demo/minilm:embed-3l",
 )
-
-app.add_typer(trust, name="trust")
 
 Router = Annotated[
     list[str],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nearshard.trust import ca_command, cert_command
+from origin.certificate_commands import ca_command, cert_command
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``nearshard trust``: what a deployment trusts, as files that its operator keeps."""
+"""``nearshard trust ca`` and ``trust cert``: a deployment's certificates, as files that its operator keeps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ from shared.certificates import (
     make_authority,
     make_certificate,
 )
-from shared.errors import DiskError, LocalError
+from shared.errors import EXIT_USAGE, DiskError, LocalError, NearshardError
 from shared.files import replace_file
 from shared.ids import parse_name
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Keys and certificates of a deployment.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Make the certificates of a deployment.",
+)
 
 
-@app.command("ca", epilog="Example: nearshard trust ca ./ca --name 'Acme models'")
 def ca_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where ca.pem and ca.key go; keep it offline.")],
     name: Annotated[str, typer.Option(help="What people see it called; at most 64 characters.")] = "nearshard",
@@ -37,9 +42,6 @@ def ca_command(
     _write(make_authority(name[:64], datetime.now(UTC)), directory / CA_CERTIFICATE, directory / CA_KEY)
 
 
-@app.command(
-    "cert", epilog="Example: nearshard trust cert berlin-1 --dns models.berlin.acme.com --ip 10.1.0.5 --ca ./ca"
-)
 def cert_command(
     node: Annotated[str, typer.Argument(metavar="NODE", help="The node's name; any for an origin or a router.")],
     ca: Annotated[Path, typer.Option("--ca", help="The directory of `nearshard trust ca`.")],
@@ -65,3 +67,27 @@ def _write(pair: Pair, certificate: Path, key: Path) -> None:
     except OSError as error:
         raise DiskError(f"{key.parent}: {error.strerror}") from error
     sys.stdout.write(f"{certificate}\n{key}\n")
+
+
+def add_certificate_commands(app: typer.Typer) -> None:
+    """Let ``nearshard trust`` have these words."""
+    app.command("ca", epilog="Example: nearshard trust ca ./ca --name 'Acme models'")(ca_command)
+    app.command("cert", epilog="Example: nearshard trust cert berlin-1 --dns berlin-1.acme.example --ca ./ca")(
+        cert_command
+    )
+
+
+add_certificate_commands(app)
+
+
+def main() -> None:
+    """Run the command; an error is one line, and its exit code."""
+    try:
+        app(prog_name="nearshard trust")
+    except NearshardError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code or EXIT_USAGE) from None
+
+
+if __name__ == "__main__":
+    main()
