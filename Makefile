@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node bench-trust bench-publish \
-	simulate clean lock
+.PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
+	bench-publish simulate clean lock
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ test: setup
 test-long: setup
 	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest -m long -n 0
+
+# Every parser of network bytes, on damaged documents; a short run of it is part of `make test`.
+fuzz: setup
+	$(BIN)/python -W error -m tests.fuzz
 
 check: setup
 	$(BIN)/ruff check .

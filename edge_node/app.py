@@ -20,7 +20,7 @@ from edge_node.identity import own_key, write_identity
 from edge_node.link import LinkPolicy
 from edge_node.membership import Membership
 from edge_node.operations import Operations
-from edge_node.peers import Peers
+from edge_node.peers import HOP, Peers
 from edge_node.round_trips import RoundTrips
 from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
@@ -40,18 +40,21 @@ from shared.web.middleware import make_app
 from shared.web.reads import add_routes
 from shared.web.server import CONNECTION, DRAIN, listen
 from shared.web.session import Sessions
+from shared.web.tls import CLAIMED, Certificates
 from shared.web.trusted import Trusted
 from shared.web.trusted import Upstreams as TrustUpstreams
 
 
-def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
+def build_app(
+    settings: EdgeSettings, url: str, certificates: Certificates, clock: Clock, log: FilteringBoundLogger
+) -> web.Application:
     """An edge node, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
     log = log.bind(node=settings.node)
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     server = f"nearshard-edge {settings.node}"
     advertised = settings.advertise or url
-    sessions = Sessions(settings.upstream_proxies, TokenFile(settings.token))
+    sessions = Sessions(settings.upstream_proxies, TokenFile(settings.token), certificates)
     memory = MemoryTier(settings.memory, metrics)
     disk = DiskTier(settings.data, settings.disk, clock, metrics, log)
     try:
@@ -164,6 +167,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     app[CONNECTION] = lambda *server, **options: ShortConnection(delivery.short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
+    app[CLAIMED] = lambda request: request.headers.get(HOP)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
     add_routes(app, delivery, Gate(trusted, clock), metrics)
     add_announce_route(app, catalog.forget)

@@ -7,7 +7,7 @@ with the same bytes that the long path would send. Ranges, refs and misses go to
               of a public model; what is private goes to aiohttp, and is never known here
 2. held?      every slice is in memory or on disk now; they are opened (pinned) with no await in between
 3. send       small bodies with their head in one write; the rest by sendfile on a duplicate of the socket, which the
-              event loop can watch (its own descriptor belongs to the transport)
+              event loop can watch (its own descriptor belongs to the transport); with TLS, aiohttp sends those
 
 While an answer is being sent, what else arrives on the connection waits its turn in ``_held_back``.
 """
@@ -37,6 +37,7 @@ from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
 from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainRequests
 from shared.web.send import SMALL, STALL, UNREADABLE, fields_of
+from shared.web.wire import duplicate, is_encrypted
 
 MAX_HELD_BACK = 64 << 10
 """Bytes that may arrive while an answer is being sent; then reading stops."""
@@ -234,9 +235,11 @@ class ShortConnection(PlainConnection):
         if answer := path.small(known):
             transport.write(answer)
             return True
+        if is_encrypted(transport):
+            return False
         try:
             if self._socket is None:
-                self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+                self._socket = duplicate(transport)
         except OSError:
             return False  # no descriptor for it
         opened = path.open(known)

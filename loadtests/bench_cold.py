@@ -172,7 +172,7 @@ def measure(directory: Path, options: argparse.Namespace) -> tuple[list[Result],
 
 def origin_of(link: Link, directory: Path, store: str) -> AbstractContextManager[Service]:
     """The origin at the hub's end; it sends with the link's congestion control, not with its own favourite."""
-    flags = ["--store", store, "--host", link.hub_address, "--congestion", link.congestion]
+    flags = ["--store", store, "--host", link.hub_address, "--insecure", "--congestion", link.congestion]
     return service("origin", directory, *flags, inside=link.hub)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 
@@ -16,6 +17,7 @@ from shared.errors import MetadataTooLarge, NotFound, RequestError, TrustError
 from shared.paths import trust_path
 from shared.trust_names import ROOT
 from shared.web.session import fetch, make_session
+from shared.web.tls import tls_by
 
 MAX_ROOTS = 256
 """Versions of a root that are looked through for a fingerprint."""
@@ -31,14 +33,16 @@ class Accepted:
     """The file that says so."""
 
 
-async def accept(url: str, fingerprint: str | None, confirm: Callable[[str, str], bool]) -> Accepted:
+async def accept(
+    url: str, fingerprint: str | None, confirm: Callable[[str, str], bool], ca: Path | None = None
+) -> Accepted:
     """Trust the network at ``url`` if a root of it has this fingerprint (SHA-256 of the file, 64 hex digits).
 
     Without one, ``confirm`` is asked, with the URL and the fingerprint of its first root. Raises TrustError where it
     is another network, RequestError where nobody confirms it, NotFound, UpstreamError, DiskError.
     """
     (base,) = parse_routers(url)
-    async with make_session() as session:
+    async with make_session(tls=tls_by(ca)) as session:
         root = await _find(session, base, fingerprint and fingerprint.replace(":", "").lower())
     trust.begin(root, None, SystemClock().time())
     found = hex_of(digest_of(root))

@@ -77,6 +77,10 @@ TrustRoot = Annotated[
     Path | None,
     typer.Option("--trust-root", envvar="NEARSHARD_TRUST_ROOT", help="A root.json of the network, to check refs by."),
 ]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -93,13 +97,15 @@ def get_command(
     region: Region = None,
     token: Token = None,
     trust_root: TrustRoot = None,
+    ca: Ca = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     with _bar(task_id, quiet=quiet or as_json) as progress:
-        got = _client(router, region, trust_root, token).get(task_id, output, force=force, progress=progress)
+        client = _client(router, region, trust_root, token, ca)
+        got = client.get(task_id, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
@@ -111,6 +117,7 @@ def pull_command(
     region: Region = None,
     token: Token = None,
     trust_root: TrustRoot = None,
+    ca: Ca = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -118,16 +125,18 @@ def pull_command(
     """Fetch all files of a model, verified, from the nearest nodes."""
     name, _, ref = model.partition("@")
     with _bar(model, quiet=quiet or as_json) as progress:
-        client = _client(router, region, trust_root, token)
+        client = _client(router, region, trust_root, token, ca)
         got = client.pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
-def _client(router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None) -> SyncClient:
+def _client(
+    router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
+) -> SyncClient:
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
     kept = Kept(cache_file(routers, region))
-    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file))
+    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca)
 
 
 def _token(file: Path | None) -> str:
@@ -240,9 +249,9 @@ def drain_command(
 
 
 @app.command("nodes", epilog="Example: nearshard nodes --router http://router:8700")
-def nodes_command(router: Router = ROUTERS, as_json: Json = False) -> None:
+def nodes_command(router: Router = ROUTERS, ca: Ca = None, as_json: Json = False) -> None:
     """List the nodes that a router knows, how busy they are, and what it thinks of them."""
-    found = asyncio.run(nodes(router))
+    found = asyncio.run(nodes(router, ca))
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
@@ -257,11 +266,12 @@ def locate_command(
     router: Router = ROUTERS,
     region: Region = None,
     token: Token = None,
+    ca: Ca = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: regions, nodes, loads, health.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show where a client is sent for a task, best first."""
-    document = asyncio.run(locate(router, what, region=region, explain=explain, token=_token(token)))
+    document = asyncio.run(locate(router, what, region=region, explain=explain, token=_token(token), ca=ca))
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
@@ -309,10 +319,11 @@ def accept_command(
     fingerprint: Annotated[
         str | None, typer.Option(help="SHA-256 of its root.json, from who runs it; asked for on a terminal.")
     ] = None,
+    ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Trust a network's signatures from now on, by the fingerprint of its root."""
-    accepted = asyncio.run(accept(url, fingerprint, _confirm))
+    accepted = asyncio.run(accept(url, fingerprint, _confirm, ca))
     if as_json:
         sys.stdout.write(json.dumps(vars(accepted)) + "\n")
     else:

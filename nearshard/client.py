@@ -68,6 +68,7 @@ from shared.trust_names import TIMESTAMP
 from shared.view import EPOCH
 from shared.web.access import is_private
 from shared.web.session import Fetched, NotLetIn, make_session, open_blob
+from shared.web.tls import tls_by
 from shared.web.trusted import Trusted
 
 DEFAULT_ROUTER = "http://127.0.0.1:8700"
@@ -115,12 +116,15 @@ class Client:
         kept: Kept | None = None,
         trust_root: Path | None = None,
         token: str = "",
+        ca: Path | None = None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
         network; by default the one that ``nearshard up`` or ``nearshard trust accept`` has noted for its routers.
-        ``token``: for private models; told to nobody but the routers, nodes and origins of this network.
-        Raises RequestError, BadId."""
+        ``token``: for private models; told to nobody but the routers, nodes and origins of this network. ``ca``: file
+        of the deployment's CA, that servers are checked by, beside the system's.
+        Raises RequestError, BadId, ConfigError."""
+        self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
         self._concurrency = concurrency
@@ -134,7 +138,7 @@ class Client:
         self._trusted: Trusted | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = make_session()
+        self._session = make_session(tls=self._tls)
         self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock(), self._token)
         return self
 
@@ -472,10 +476,11 @@ class SyncClient:
         kept: Kept | None = None,
         trust_root: Path | None = None,
         token: str = "",
+        ca: Path | None = None,
     ) -> None:
         """See ``Client``."""
         self._router, self._region, self._concurrency = router, region, concurrency
-        self._kept, self._trust_root, self._token = kept or Kept(), trust_root, token
+        self._kept, self._trust_root, self._token, self._ca = kept or Kept(), trust_root, token, ca
 
     def _make(self) -> Client:
         return Client(
@@ -485,6 +490,7 @@ class SyncClient:
             kept=self._kept,
             token=self._token,
             trust_root=self._trust_root,
+            ca=self._ca,
         )
 
     def get(

@@ -34,6 +34,7 @@ from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
 from shared.web.session import Sessions
+from shared.web.tls import Certificates
 
 MANIFESTS = 64
 """Decoded manifests kept in memory."""
@@ -169,11 +170,13 @@ class Told:
             self._log.warning("a router was not told of a publish", router=url, reason=str(error))
 
 
-def build_app(settings: OriginSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
+def build_app(
+    settings: OriginSettings, url: str, certificates: Certificates, clock: Clock, log: FilteringBoundLogger
+) -> web.Application:
     """The origin, ready to be served at ``url``. Raises ConfigError: also for an online key that others may read."""
     metrics = Metrics()
     trust = TrustStore(Storage(settings.store))
-    sessions = Sessions()
+    sessions = Sessions(certificates=certificates)
 
     def online() -> list[NodeKey]:
         try:

@@ -99,7 +99,7 @@ def read_tasks(file: Path | None) -> tuple[list[TaskSpec], tuple[str, ...]]:
         return [], ()
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also an integer of 5,000 digits
         raise TasksError(f"{file}: {error}") from error
     if unknown := document.keys() - {"tasks", "exclude"}:
         raise TasksError(f"{file}: unknown key {sorted(unknown)[0]!r}; 'tasks' and 'exclude' are known")

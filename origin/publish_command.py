@@ -37,6 +37,7 @@ from shared.trust_names import org_of
 from shared.web.announce import announce
 from shared.web.command import run_program
 from shared.web.session import make_session
+from shared.web.tls import tls_by
 
 Place = Callable[..., Coroutine[Any, Any, Published]]
 
@@ -69,6 +70,10 @@ def command(
         list[str] | None,
         typer.Option(envvar="NEARSHARD_ROUTER", help="Router to tell; again for more. It tells the edges."),
     ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Cut a model into shards, store them, and make a ref mean the result."""
@@ -85,7 +90,7 @@ def command(
     ring = load_ring(folders)
     if origin:
         root, url = _read_root(trust_root, folders), TypeAdapter(HttpUrl).validate_python(origin)
-        place: Place = partial(_from_afar, url, root, ring)
+        place: Place = partial(_from_afar, url, root, ca, ring)
     else:
         place = partial(_at_hand, where, ring)
     with _bar() as bar:
@@ -104,7 +109,7 @@ def command(
             )
         )
     if done.changed:
-        asyncio.run(_tell(router or [], model))
+        asyncio.run(_tell(router or [], model, ca))
     _report(done, as_json=as_json)
 
 
@@ -126,9 +131,9 @@ async def _at_hand(
 
 
 async def _from_afar(
-    url: str, root: bytes, ring: Keyring, directory: Path, model: str, ref: str, **options: Any
+    url: str, root: bytes, ca: Path | None, ring: Keyring, directory: Path, model: str, ref: str, **options: Any
 ) -> Published:
-    async with make_session() as session:
+    async with make_session(tls=tls_by(ca)) as session:
         sink = RemoteSink(session, url, root, ring, _now, asyncio.sleep)
         return await publish(sink, directory, model, ref, **options)
 
@@ -141,9 +146,9 @@ def _read_root(file: Path | None, folders: list[Path]) -> bytes:
     raise ConfigError("what the network is known by is needed: --trust-root FILE")
 
 
-async def _tell(routers: list[str], model: str) -> None:
+async def _tell(routers: list[str], model: str, ca: Path | None) -> None:
     """Have refs looked up at once. What cannot be told sees it when its refs' lifetime ends, a few seconds on."""
-    async with make_session() as session:
+    async with make_session(tls=tls_by(ca)) as session:
         for url in routers:
             try:
                 await announce(session, url.rstrip("/"), model)

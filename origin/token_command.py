@@ -30,7 +30,7 @@ from origin.trust_setup import roll_forward
 from origin.trust_store import TrustStore
 from shared.clock import SystemClock
 from shared.config import load
-from shared.errors import EXIT_USAGE, NearshardError, RequestError
+from shared.errors import RequestError
 from shared.files import replace_file
 from shared.keys import NodeKey, load_key
 from shared.token_file import read_token
@@ -47,6 +47,7 @@ from shared.tokens import (
 )
 from shared.trust_names import ACCESS
 from shared.web.access import QUERY
+from shared.web.command import run_program
 
 app = typer.Typer(
     add_completion=False,
@@ -249,14 +250,5 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def main() -> None:
-    """Run the command; an error is one line, and its exit code."""
-    try:
-        app(prog_name="nearshard token")
-    except NearshardError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code or EXIT_USAGE) from None
-
-
 if __name__ == "__main__":
-    main()
+    run_program(app, "nearshard token")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from origin.audit import Audit
+from origin.certificate_commands import add_certificate_commands
 from origin.config import OriginSettings
 from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring, named
 from origin.rotation import ONLINE, Rotation, affected
@@ -25,11 +26,12 @@ from origin.trust_setup import add_publisher, initialise
 from origin.trust_store import TrustStore
 from shared.config import load
 from shared.digest import digest_of, hex_of
-from shared.errors import EXIT_USAGE, NearshardError, RequestError
+from shared.errors import RequestError
 from shared.files import replace_file
 from shared.ids import parse_name
 from shared.keys import NodeKey, parse_public, save_key
 from shared.trust_names import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
+from shared.web.command import run_program
 
 app = typer.Typer(
     add_completion=False,
@@ -243,14 +245,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def main() -> None:
-    """Run the command; an error is one line, and its exit code."""
-    try:
-        app(prog_name="nearshard trust")
-    except NearshardError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code or EXIT_USAGE) from None
-
+add_certificate_commands(app)
 
 if __name__ == "__main__":
-    main()
+    run_program(app, "nearshard trust")

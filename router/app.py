@@ -57,6 +57,7 @@ from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.server import CONNECTION
 from shared.web.session import Sessions
+from shared.web.tls import CLAIMED, Certificates
 from shared.web.trusted import Trusted, Upstreams
 
 SERVER = "nearshard-router"
@@ -296,11 +297,13 @@ def _node_id(request: web.Request) -> str:
         raise BadId("not a node's name") from None
 
 
-def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
+def build_app(
+    settings: RouterSettings, url: str, certificates: Certificates, clock: Clock, log: FilteringBoundLogger
+) -> web.Application:
     """A router, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
     rng = random.Random()  # noqa: S311 - jitter, not secrets
-    sessions = Sessions(token=TokenFile(settings.token))
+    sessions = Sessions(token=TokenFile(settings.token), certificates=certificates)
     enrolment = EnrolmentFile(settings.enrolled, log) if settings.enrolled else None
     admission = Admission(enrolment.nodes if enrolment else None, clock.monotonic, lambda: secrets.token_hex(16))
     try:
@@ -392,6 +395,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
 
     app = make_app(SERVER, clock, metrics, log)
     app[CONNECTION] = lambda *server, **options: ShortConnection(short_path, *server, **options)
+    app[CLAIMED] = lambda request: request.match_info.get("node")
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
     add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)

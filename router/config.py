@@ -90,3 +90,7 @@ class RouterSettings(ServiceSettings):
     probe: float = Field(5.0, ge=0, le=300, description="Seconds between two probes of each node; 0: none.")
     ref_lifetime: float = Field(2.0, ge=0, description="Seconds a ref is used before it is revalidated.")
     candidates: int = Field(3, ge=1, le=16, description="Nodes named in an answer, best first, before the origin.")
+
+    def lacks(self) -> list[str]:
+        """Without an enrolment, anybody on its machine joins."""
+        return [] if self.enrolled else ["set enrolled (`nearshard enroll` writes the file), so that not all may join"]

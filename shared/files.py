@@ -1,4 +1,4 @@
-"""Small files that are replaced in one step: a reader finds the old one or the new one, never a part."""
+"""Small files: replaced in one step, so that a reader finds the old one or the new one, never a part; and watched."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+Stamp = tuple[int, int, int]
+
+
+def stamp(file: Path) -> Stamp:
+    """What is another one when a file was changed or replaced. Raises OSError."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def replace_file(file: Path, data: bytes, *, mode: int = 0o666, sync: bool = False) -> None:

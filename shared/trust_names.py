@@ -73,4 +73,4 @@ def parse_file_name(name: str) -> tuple[str, int] | None:
     if name == TIMESTAMP_FILE:
         return TIMESTAMP, 0
     match = _FILE.fullmatch(name)
-    return (match[2], int(match[1])) if match else None
+    return (match[2], int(match[1])) if match and match[2] != TIMESTAMP else None  # which has one name only

@@ -9,6 +9,7 @@ import random
 import secrets
 import select
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -58,9 +59,9 @@ def wait_until(check: Callable[[], T], what: str, deadline: float = DEADLINE) ->
         select.select([], [], [], 0.02)  # leave the core to the others between two looks
 
 
-def get_json(url: str, **headers: str) -> Any:
+def get_json(url: str, tls: ssl.SSLContext | None = None, /, **headers: str) -> Any:
     """GET a JSON document."""
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10, context=tls) as answer:
         return json.loads(answer.read())
 
 
@@ -93,6 +94,8 @@ class Service:
     env: Mapping[str, str] = field(default_factory=dict)
     within: Sequence[str] = ()
     """Words before its command: another place to run in."""
+    tls: ssl.SSLContext | None = None
+    """What it is asked with where it serves HTTPS."""
 
     @property
     def port(self) -> int:
@@ -140,7 +143,7 @@ class Service:
 
     def status(self) -> Any:
         """Its ``/status``."""
-        return get_json(f"{self.url}/status")
+        return get_json(f"{self.url}/status", self.tls)
 
     def text(self) -> str:
         """What it printed so far."""
@@ -178,6 +181,8 @@ class Lab:
         self.keys, self.trust_root = make_trust(self.store)
         self.node_token = self.token_file("*/*:read", name="node")
         """What nodes and routers ask each other and the origin with."""
+        self.tls: ssl.SSLContext | None = None
+        """What services are asked with that serve HTTPS."""
         self._services: list[Service] = []
 
     def service(
@@ -186,7 +191,7 @@ class Lab:
         """Start a service; at ``url``, where others know it before it is there, otherwise on a free port."""
         name = name or f"{module}-{len(self._services)}"
         words, ready = [*args, "--log-level", "debug"], self.folder / f"{name}.ready"
-        service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
+        service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within, tls=self.tls)
         self._services.append(service)
         service.start()
         self.note(service.url)
@@ -196,14 +201,14 @@ class Lab:
         """Have clients on this machine trust this lab's metadata at these URLs, as ``nearshard up`` does."""
         note(urls, self.trust_root.read_bytes())
 
-    def origin(self) -> Service:
+    def origin(self, *words: str) -> Service:
         """An origin over this lab's store."""
-        return self.service("origin", "--store", str(self.store))
+        return self.service("origin", "--store", str(self.store), *words)
 
-    def router(self, *origins: Service | str, redis: str = "", **flags: str) -> Service:
+    def router(self, *origins: Service | str, redis: str = "", words: Sequence[str] = (), **flags: str) -> Service:
         """A router."""
         named = [f"--origin={_url(origin)}" for origin in origins]
-        return self.service("router", *named, *self._trusting(), "--redis", redis, *_flags(flags))
+        return self.service("router", *named, *self._trusting(), "--redis", redis, *words, *_flags(flags))
 
     def edge(
         self,
@@ -211,6 +216,7 @@ class Lab:
         router: Service | None = None,
         node: str = "edge",
         data: Path | None = None,
+        words: Sequence[str] = (),
         **flags: str,
     ) -> Service:
         """An edge node; its data in a folder of its name."""
@@ -219,7 +225,7 @@ class Lab:
         where = ["--data", str(data or self.folder / node)]
         if "trust_root" not in flags:
             where += self._trusting()
-        return self.service("edge_node", *named, *routers, *where, "--node", node, *_flags(flags), name=node)
+        return self.service("edge_node", *named, *routers, *where, "--node", node, *words, *_flags(flags), name=node)
 
     def _trusting(self) -> list[str]:
         return ["--trust-root", str(self.trust_root), "--token", str(self.node_token)]

@@ -15,9 +15,10 @@ from shared.clock import Clock, SystemClock
 from shared.config import S, fail, load
 from shared.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, NearshardError
 from shared.web.server import run
+from shared.web.tls import Certificates
 
-Build = Callable[[S, str, Clock, FilteringBoundLogger], web.Application]
-"""A composition root: settings, own base URL, clock, logger."""
+Build = Callable[[S, str, Certificates, Clock, FilteringBoundLogger], web.Application]
+"""A composition root: settings, own base URL, certificates, clock, logger."""
 
 
 def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None) -> None:
@@ -26,7 +27,7 @@ def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None
         settings = load(settings_type, sys.argv[1:] if argv is None else argv)
         logger = log.configure(settings.log_level, settings.log_format, settings_type.service)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(run(lambda url: build(settings, url, SystemClock(), logger), settings, logger))
+            runner.run(run(lambda url, tls: build(settings, url, tls, SystemClock(), logger), settings, logger))
     except ConfigError as error:
         fail(error)
 

@@ -30,6 +30,7 @@ PURE = [
     "router.exchange",
     "router.members",
     "shared.keys",
+    "shared.certificates",
     "shared.enrolment",
     "router.redirect",
     "shared.node",
