@@ -15,10 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from nearshard.networks import home
 from shared.codec import decode_json, encode_json
 from shared.errors import DecodeError, UpstreamError
-from shared.files import replace_file
+from shared.files import home, replace_file
 from shared.view import MAX_VIEW, View, parse
 
 MAX_FILE = MAX_VIEW + 4096

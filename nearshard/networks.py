@@ -9,7 +9,6 @@ A URL is of one network. ``nearshard up`` notes its own, ``nearshard trust accep
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pathlib import Path
 from shared.codec import encode_json
 from shared.digest import digest_of, hex_of
 from shared.errors import ConfigError, DiskError
-from shared.files import locked, replace_file
+from shared.files import home, locked, replace_file
 
 HEAD = "# Networks whose signed metadata is trusted: `nearshard up` and `nearshard trust accept` note them here.\n"
 
@@ -29,12 +28,6 @@ class Network:
 
     root: str
     urls: tuple[str, ...]
-
-
-def home(variable: str, default: str) -> Path:
-    """Our folder in one of the user's directories, as the XDG Base Directory Specification names them."""
-    folder = Path(os.environ.get(variable, ""))
-    return (folder if folder.is_absolute() else Path(default).expanduser()) / "nearshard"
 
 
 def config_dir() -> Path:

@@ -25,6 +25,7 @@ from origin.cutting import LIMIT, TARGET
 from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring
 from origin.publish import Published, publish
 from origin.remote import RemoteSink
+from origin.seen import Seen, seen_file
 from origin.signing import key_id
 from origin.storage import Storage
 from origin.trust_setup import delegate_any
@@ -134,7 +135,7 @@ async def _from_afar(
     url: str, root: bytes, ca: Path | None, ring: Keyring, directory: Path, model: str, ref: str, **options: Any
 ) -> Published:
     async with make_session(tls=tls_by(ca)) as session:
-        sink = RemoteSink(session, url, root, ring, _now, asyncio.sleep)
+        sink = RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)))
         return await publish(sink, directory, model, ref, **options)
 
 

@@ -13,7 +13,8 @@ import aiohttp
 from origin import signing
 from origin.commit import meaning, move_ref, publisher_keys, role_of
 from origin.keyring import Keyring
-from origin.signing import Ref, State
+from origin.seen import Seen
+from origin.signing import Ref, State, roles_of_org
 from origin.trust_reader import TrustReader
 from shared import codec
 from shared.digest import Digest
@@ -63,9 +64,11 @@ class RemoteSink(TrustReader):
         ring: Keyring,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
+        seen: Seen,
     ) -> None:
         """``root``: a root of the network that is trusted. ``ring``: the publisher's keys."""
         super().__init__()
+        self._seen = seen
         self._http, self._origin, self._root, self._ring = session, origin, root, ring
         self._now, self._sleep = now, sleep
         self._model, self._private, self._token = "", False, ""
@@ -115,6 +118,9 @@ class RemoteSink(TrustReader):
         for signed in (state.root, state.timestamp, state.snapshot, state.targets):
             if signed.is_expired(self._now()):
                 raise MetadataInvalid(f"{self._origin}: the {signed.type} metadata has expired")
+        own = roles_of_org(self._model)
+        versions = {name: state.roles[name].version if name in state.roles else 0 for name in own}
+        await asyncio.to_thread(self._seen.check, versions)
         return state
 
     async def next_version(self, role: str, after: int) -> int:
@@ -125,6 +131,7 @@ class RemoteSink(TrustReader):
     async def put_role(self, role: str, version: int, data: bytes) -> None:
         """Send a role's next version. Raises Conflict."""
         await self._request("PUT", f"trust/{file_name(role, version)}", data)
+        await asyncio.to_thread(self._seen.check, {role: version})
 
     # TrustReader
 

@@ -1,4 +1,5 @@
-"""Small files: replaced in one step, so that a reader finds the old one or the new one, never a part; and watched."""
+"""Small files: replaced in one step, so that a reader finds the old one or the new one, never a part; watched. And
+where a user has ours."""
 
 from __future__ import annotations
 
@@ -57,3 +58,9 @@ def locked(file: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def home(variable: str, default: str) -> Path:
+    """Our folder in one of the user's directories, as the XDG Base Directory Specification names them."""
+    folder = Path(os.environ.get(variable, ""))
+    return (folder if folder.is_absolute() else Path(default).expanduser()) / "nearshard"

@@ -250,8 +250,13 @@ class Trust:
         return list(self._delegations()) if self.complete else []
 
     def loaded(self, role: str) -> bool:
-        """Whether nothing needs to be fetched to know what a role says."""
-        return role in self._roles or role not in self._delegations()
+        """Whether nothing needs to be fetched to know what a role says. One that the snapshot has not is a publisher's
+        who has published nothing yet: once there, it cannot vanish (§5.5.5)."""
+        return (
+            role in self._roles
+            or role not in self._delegations()
+            or (SNAPSHOT in self._metadata and f"{role}.json" not in self._metadata.snapshot.meta)
+        )
 
     def revoked(self, role: str) -> bool:
         """Whether what was believed of a role before is signed by nobody who may sign it now."""

@@ -259,7 +259,7 @@ class Trusted:
             if data := self._files.get(path.file) or self._trust.file(path.file):
                 return Listing(data)
             found = await self.current()
-            if path.role in found.delegated() and found.wanted(path.role).name == path.file:
+            if not found.loaded(path.role) and found.wanted(path.role).name == path.file:
                 await self._load(path.role)
         raise NotFound(f"there is no {path.file} here", code="unknown_metadata")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_what_the_origin_lacks_is_uploaded_and_seen_at_once(lab: Lab, origin: Se
         ("published", who, "main"),
         ("published", who, "v2"),
     ]
+
+
+def test_nothing_is_signed_on_top_of_less_than_was_seen(lab: Lab, origin: Service, publisher: Path) -> None:
+    """An origin that goes back would else have the publisher sign that what came after is gone."""
+    make_model(lab.folder / "model", width=128)
+    publish(origin, publisher, lab.folder / "model")
+    shutil.copytree(lab.store / "trust", lab.folder / "older")
+    publish(origin, publisher, lab.folder / "model", "--ref", "v2")
+    shutil.rmtree(lab.store / "trust")
+    shutil.copytree(lab.folder / "older", lab.store / "trust")
+    refused = publish(origin, publisher, lab.folder / "model", "--ref", "v3", check=False)
+    assert refused.returncode == 4 and "was 3" in refused.stderr, refused.stderr
 
 
 def test_who_is_no_publisher_stores_not_a_byte(lab: Lab, origin: Service, publisher: Path) -> None:

@@ -30,7 +30,7 @@ from shared.errors import (
     UnknownKey,
 )
 from shared.trust import Kept, Trust
-from shared.trust_names import SNAPSHOT, TARGETS, TIMESTAMP, public_role
+from shared.trust_names import SNAPSHOT, TARGETS, TIMESTAMP, private_role, public_role
 from tests.metadata import NOW, Repository, make_key, sign
 
 MODEL = "acme/tiny"
@@ -391,6 +391,25 @@ def test_files_of_two_states_are_not_mixed(hashes: bool) -> None:
         files = {**repository.files, versions[-1]: old[versions[0]]}
         with pytest.raises(MixedMetadata):
             follow(trust.begin(repository.root, None, NOW), files)
+
+
+def test_an_organisation_that_has_published_nothing_yet_has_no_models() -> None:
+    """Its publisher's key was named, and its roles come with its first publish. What was there cannot vanish so."""
+    repository = Repository(orgs=("acme", "new"))
+    version = {role: repository.versions.pop(role) for role in (public_role("new"), private_role("new"))}
+    repository.sign_snapshot()
+    before = believed(repository)
+    assert before.loaded(public_role("new")) and public_role("new") not in before.roles
+    assert before.target("new/model", "main", NOW) is None
+    repository.versions |= version
+    repository.sign_snapshot()
+    after = follow(before, repository.files)
+    assert public_role("new") in after.roles
+    for role in version:
+        del repository.versions[role]
+    repository.sign_snapshot()
+    with pytest.raises(RollbackDetected):
+        follow(after, repository.files)
 
 
 def test_a_stolen_key_that_rushed_ahead_ends_with_a_new_root() -> None:
