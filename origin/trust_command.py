@@ -43,7 +43,7 @@ app = typer.Typer(
 
 @app.callback()
 def group() -> None:
-    """Make keys, and say who may sign what."""
+    """Make keys, and say who may sign what. A client begins to trust a network by `nearshard trust accept URL`."""
 
 
 StoreOption = Annotated[str | None, typer.Option("--store", help="Directory or URL of the origin's store.")]
