@@ -31,6 +31,7 @@ from shared.digest import hex_of
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError, first_error
 from shared.metrics import Metrics
 from shared.outcome import Outcome
+from shared.tasks import end
 from shared.web.send import Piece
 from shared.web.session import NoRanges
 
@@ -470,6 +471,4 @@ class Fills:
 
     async def close(self) -> None:
         """End every fill; their readers are told."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)

@@ -26,6 +26,7 @@ from shared.digest import parse_digest
 from shared.errors import DecodeError, NearshardError, NotFound
 from shared.files import replace_file
 from shared.ids import parse_task_id
+from shared.tasks import end
 from shared.web.trusted import Trusted
 
 AT_ONCE = 4
@@ -190,9 +191,7 @@ class Operations:
 
     async def close(self) -> None:
         """End what is under way."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
     async def _shards(self, what: str) -> dict[ShardKey, int]:
         """The shards of ``what`` and their sizes (0 for a digest by itself, which names a public shard)."""

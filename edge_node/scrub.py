@@ -14,6 +14,7 @@ from edge_node.store import DiskTier
 from shared.clock import Clock
 from shared.digest import hex_of
 from shared.errors import LocalError
+from shared.tasks import end
 
 BLOCK = 1 << 20
 LEAST_PAUSE = 0.05
@@ -38,9 +39,7 @@ class Scrubber:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end([self._task] if self._task else [])
 
     async def _run(self) -> None:
         while True:

@@ -24,6 +24,7 @@ from shared.clock import Clock
 from shared.digest import Digest
 from shared.errors import NearshardError, NotFound, RequestError, UpstreamError
 from shared.paths import blob_path
+from shared.tasks import end
 from shared.token_file import bearer
 from shared.view import EPOCH, MAX_VIEW, NEAR, decode
 from shared.web.session import Answered, Fetched, NotLetIn, fetch, translated
@@ -82,10 +83,7 @@ class Guide:
         """Stop; reports that are under way have a moment."""
         if self._reports:
             await asyncio.wait(self._reports, timeout=LAST_WORDS)
-        tasks = [*self._reports, *([self._asking] if self._asking else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._reports, *([self._asking] if self._asking else [])])
 
     # The view
 

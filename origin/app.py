@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from origin.visibility import StoreVisibility
 from shared import codec, plan, representation
 from shared.clock import Clock
 from shared.digest import Digest
-from shared.errors import ConfigError, UpstreamError
+from shared.errors import ConfigError
 from shared.ids import DEFAULT_REF
 from shared.keys import NodeKey, load_key
 from shared.layout import Slice
@@ -29,7 +28,7 @@ from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.web.access import Gate, private_model
-from shared.web.announce import announce
+from shared.web.announce import Announcer
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
@@ -143,33 +142,6 @@ class OriginTier:
         return ""
 
 
-class Told:
-    """Tells routers what was published; each tells its edges. Who is not told sees it when a ref's lifetime ends."""
-
-    def __init__(self, sessions: Sessions, routers: Sequence[str], log: FilteringBoundLogger) -> None:
-        self._sessions, self._routers, self._log = sessions, routers, log
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def published(self, model: str) -> None:
-        """Have them look a model's refs up anew."""
-        for url in self._routers:
-            task = asyncio.create_task(self._tell(url, model))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """Stop telling."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _tell(self, url: str, model: str) -> None:
-        try:
-            await announce(self._sessions.of(url), url, model)
-        except UpstreamError as error:
-            self._log.warning("a router was not told of a publish", router=url, reason=str(error))
-
-
 def build_app(
     settings: OriginSettings, url: str, certificates: Certificates, clock: Clock, log: FilteringBoundLogger
 ) -> web.Application:
@@ -191,19 +163,19 @@ def build_app(
             raise
         log.warning("nothing can be published here, and the signed metadata will expire", reason=str(error))
     audit = Audit(settings.audit_file, lambda: datetime.fromtimestamp(clock.time(), UTC))
-    told = Told(sessions, settings.router, log)
+    announcer = Announcer(sessions, log)
     renewal = Renewal(trust, online, clock, log)
 
     async def live(_: web.Application) -> AsyncIterator[None]:
         renewal.start()
         yield
         await renewal.close()
-        await told.close()
+        await announcer.close()
         await sessions.close()
 
     app = make_app("nearshard-origin", clock, metrics, log)
     app.cleanup_ctx.append(live)
     visibility = StoreVisibility(trust)
     add_routes(app, OriginTier(trust, visibility, url, metrics), Gate(visibility, clock), metrics)
-    Uploads(trust, online, audit, told.published, clock, log).add_routes(app)
+    Uploads(trust, online, audit, lambda model: announcer.tell(settings.router, model), clock, log).add_routes(app)
     return app

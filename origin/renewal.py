@@ -13,6 +13,7 @@ from origin.trust_store import TrustStore
 from shared.clock import Clock
 from shared.errors import NearshardError
 from shared.keys import NodeKey
+from shared.tasks import end
 
 EVERY = 300.0
 """Seconds between two looks; a timestamp is signed anew when it is an hour old."""
@@ -34,9 +35,7 @@ class Renewal:
 
     async def close(self) -> None:
         """No longer."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end([self._task] if self._task else [])
 
     async def once(self) -> bool:
         """One look. Gives whether anything was signed. Raises ConfigError, Conflict, MetadataInvalid, DiskError."""

@@ -7,7 +7,6 @@ nodes that a client may try, now or when it resumes, give the same bytes.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import random
 import secrets
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
-import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 from structlog.typing import FilteringBoundLogger
@@ -43,7 +41,7 @@ from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamEr
 from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.nearness import Nearness
-from shared.node import Node, State
+from shared.node import State
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
@@ -51,7 +49,7 @@ from shared.token_file import TokenFile
 from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, token_text
-from shared.web.announce import add_announce_route, announce
+from shared.web.announce import Announcer, add_announce_route
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
@@ -193,36 +191,6 @@ class RouterTier:
         return ""
 
 
-class Published:
-    """Passes announcements on to the nodes."""
-
-    def __init__(
-        self, session: aiohttp.ClientSession, registry: Registry, catalog: Catalog, log: FilteringBoundLogger
-    ) -> None:
-        self._session, self._registry, self._catalog, self._log = session, registry, catalog, log
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def heard(self, model: str) -> None:
-        """Something was published: ask anew, and have every node do so."""
-        self._catalog.forget(model)
-        for node in self._registry.snapshot.nodes.values():
-            task = asyncio.create_task(self._tell(node, model))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """Stop telling."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _tell(self, node: Node, model: str) -> None:
-        try:
-            await announce(self._session, node.url, model)
-        except UpstreamError as error:
-            self._log.info("a node was not told of a publish", node=node.id, reason=str(error))
-
-
 def add_membership_routes(
     app: web.Application, registry: Registry, admission: Admission, metrics: Metrics, ttl: float, tier: RouterTier
 ) -> None:
@@ -345,7 +313,12 @@ def build_app(
     )
     selection = Selection(registry, nearness, clock, metrics, log)
     prober = Prober(sessions.direct, registry, selection, settings.probe, clock, rng)
-    published = Published(sessions.direct, registry, catalog, log)
+    announcer = Announcer(sessions, log)
+
+    def published(model: str) -> None:
+        """Ask anew, and have every node do so."""
+        catalog.forget(model)
+        announcer.tell([node.url for node in registry.snapshot.nodes.values()], model)
 
     def membership() -> str:
         trouble = enrolment.trouble if enrolment else ""
@@ -387,7 +360,7 @@ def build_app(
         yield
         await prober.close()
         await selection.close()
-        await published.close()
+        await announcer.close()
         await registry.close()
         await catalog.close()
         await trusted.close()
@@ -401,5 +374,5 @@ def build_app(
     add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
-    add_announce_route(app, published.heard)
+    add_announce_route(app, published)
     return app
