@@ -64,6 +64,16 @@ class TaskSpec:
     description: str = ""
 
 
+def read_sources(directory: Path, tasks_file: Path | None) -> tuple[list[TaskSpec], list[SourceFile]]:
+    """The tasks and the files of a model directory; by its own tasks file where it has one and no other is given.
+
+    Raises PublishError, TasksError.
+    """
+    own = directory / TASKS_FILE
+    specs, exclude = read_tasks(tasks_file or (own if own.is_file() else None))
+    return specs, read_model_dir(directory, exclude)
+
+
 def read_model_dir(directory: Path, exclude: tuple[str, ...] = ()) -> list[SourceFile]:
     """The files of a model directory in path order, safetensors headers parsed.
 

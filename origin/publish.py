@@ -26,13 +26,11 @@ from origin.cutting import LIMIT, TARGET, Cut, Members, cut_tensors, piece_lengt
 from origin.hashing import BodyHash, Update
 from origin.model_dir import (
     SMALL_FILE,
-    TASKS_FILE,
     SourceFile,
     TaskSpec,
     match_files,
     match_tensors,
-    read_model_dir,
-    read_tasks,
+    read_sources,
 )
 from origin.signing import Ref
 from origin.tensorfile import TensorHeader, make_header
@@ -139,10 +137,7 @@ async def publish(
     DiskError where the store fails, UpstreamError where the origin does.
     """
     before = await sink.begin(model, ref, private=private)
-    default_tasks = directory / TASKS_FILE
-    file = tasks_file or (default_tasks if default_tasks.is_file() else None)
-    specs, exclude = await asyncio.to_thread(read_tasks, file)
-    sources = await asyncio.to_thread(read_model_dir, directory, exclude)
+    specs, sources = await asyncio.to_thread(read_sources, directory, tasks_file)
     for _ in range(ATTEMPTS):
         writer = _Writer(sink, sum(source.size for source in sources), progress)
         manifest = await _store(writer, model, specs, sources, target, limit, pieces=pieces)

@@ -23,6 +23,8 @@ from origin.commit import LocalSink, publisher_keys
 from origin.config import OriginSettings
 from origin.cutting import LIMIT, TARGET
 from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring
+from origin.model_dir import read_sources
+from origin.model_signature import BUNDLE_FILE, check_signature
 from origin.publish import Published, publish
 from origin.remote import RemoteSink
 from origin.seen import Seen, seen_file
@@ -62,6 +64,13 @@ def command(
         typer.Option(envvar="NEARSHARD_TRUST_ROOT", help="The network's root file; root.json beside your key."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Only for those with a token: nearshard token.")] = False,
+    verify_signature: Annotated[
+        Path | None, typer.Option(help="Check that all is signed, by OpenSSF model-signing, with this public key.")
+    ] = None,
+    verify_certificates: Annotated[
+        Path | None, typer.Option(help="Or with a certificate of these, as PEM, or one that they vouch for.")
+    ] = None,
+    signature: Annotated[Path | None, typer.Option(help="Its bundle; DIR/model.sig by default.")] = None,
     shard_target: Annotated[str, typer.Option(help="Bytes that a shard should have.")] = f"{TARGET >> 20}MiB",
     pieces: Annotated[
         bool, typer.Option(help="Hash pieces too, so that other downloaders can mend a part: a third of the work.")
@@ -89,6 +98,12 @@ def command(
     where = store or load(OriginSettings, []).store
     folders = keys or [keys_beside(where)]
     ring = load_ring(folders)
+    if verify_signature or verify_certificates:
+        _, sources = read_sources(directory, tasks)
+        bundle = signature or directory / BUNDLE_FILE
+        check_signature(directory, sources, bundle, key=verify_signature, certificates=verify_certificates)
+    elif signature:
+        raise ConfigError("--signature is checked with --verify-signature or --verify-certificates; give one")
     if origin:
         root, url = _read_root(trust_root, folders), TypeAdapter(HttpUrl).validate_python(origin)
         place: Place = partial(_from_afar, url, root, ca, ring)

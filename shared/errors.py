@@ -112,6 +112,7 @@ CODES: Mapping[str, Meaning] = {
     "wrong_model": Meaning(502, EXIT_INTEGRITY, "The manifest is of another model."),
     "bad_tensor_file": Meaning(422, EXIT_USAGE, "A safetensors file is not valid."),
     "refused_file": Meaning(422, EXIT_USAGE, "A file of the model directory is refused."),
+    "model_signature_invalid": Meaning(422, EXIT_INTEGRITY, "The model is not signed as it would be published."),
     "bad_tasks": Meaning(422, EXIT_USAGE, "The tasks file is not valid."),
     "no_metadata": Meaning(503, EXIT_CONFIG, "There is no signed metadata yet."),
     "no_online_key": Meaning(503, EXIT_CONFIG, "The origin has no key to sign with."),
@@ -323,6 +324,12 @@ class PublishError(LocalError):
     """A model directory that cannot be published; the message names the file."""
 
     code = "refused_file"
+
+
+class ModelSignatureInvalid(PublishError):
+    """A model directory whose signature is missing, by another key, or not of the files that are there."""
+
+    code = "model_signature_invalid"
 
 
 class TensorFileError(PublishError):

@@ -419,7 +419,8 @@ def test_reading_can_be_for_nodes_alone(lab: Lab, tmp_path: Path) -> None:
 def refused(module: str, *words: str) -> str:
     """What a service says that must not start."""
     words = ("-m", module, "--port", "0", *words)
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=30, check=False)
+    env = {**os.environ, "NEARSHARD_ROUTER_TRUST_ROOT": "root.json", "NEARSHARD_EDGE_TRUST_ROOT": "root.json"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=30, check=False, env=env)
     assert done.returncode == 3 and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
 

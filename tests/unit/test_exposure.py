@@ -25,6 +25,13 @@ TLS = ["--tls-cert=a.pem", "--tls-key=a.key"]
 SERVICES: list[type[ServiceSettings]] = [OriginSettings, RouterSettings, EdgeSettings]
 
 
+@pytest.fixture(autouse=True)
+def _root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nodes and routers cannot do without, whatever else they are told."""
+    for service in ("ROUTER", "EDGE"):
+        monkeypatch.setenv(f"NEARSHARD_{service}_TRUST_ROOT", "root.json")
+
+
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "localhost"])
 def test_loopback_needs_nothing(service: type[ServiceSettings], host: str) -> None:
