@@ -110,6 +110,13 @@ class TrustStore(TrustReader):
             found.setdefault(model, set()).add(ref.revision)
         return found
 
+    async def in_force(self) -> dict[str, int]:
+        """By role the version that clients are to have now, as timestamp and snapshot name them. Raises ConfigError,
+        MetadataInvalid."""
+        snapshot = (await self.state()).snapshot
+        roles = {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
+        return {SNAPSHOT: snapshot.version, **roles}
+
     # Changes
 
     async def create(self, files: Sequence[tuple[str, int, bytes]]) -> None:

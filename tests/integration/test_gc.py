@@ -27,6 +27,7 @@ from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of
 from shared.errors import DiskError, ManifestInvalid, NotFound
 from shared.manifest import Manifest
+from shared.trust_names import file_name
 from tests.harness import command, make_model, make_trust
 
 DAY = 86_400.0
@@ -380,6 +381,47 @@ async def test_publishing_beside_it_all_the_time_loses_nothing(signed: Store, tm
     over.set()
     await sweeper
     assert published
+
+
+async def test_metadata_goes_a_week_after_it_was_superseded(signed: Store) -> None:
+    """Not what is in force, however old; nor roots; nor what was in force until lately; nor what comes into force."""
+    folder = Path(signed.location) / "trust"
+    await put(signed, "a", ref="main")
+    await sign(signed)
+    first = await files_in_force(signed)
+    age(signed, 10)
+    await put(signed, "b", ref="main")
+    await sign(signed)
+    second = await files_in_force(signed)
+    assert len(first - second) == 2, "the snapshot and the role"
+    (folder / "2.access.json").write_bytes(b"not in force")
+    age(signed, 6)
+    gone = await collect_signed(signed)
+    assert gone and not gone & (first | second), "16 days old, but superseded 6 days ago"
+    age(signed, 2)
+    assert await collect_signed(signed, dry_run=True) == first - second
+    assert await collect_signed(signed) == first - second
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"1.root.json", "2.access.json", "timestamp.json"} | second
+    assert await TrustStore(signed).meant() == signed.meant()
+
+
+async def files_in_force(store: Store) -> set[str]:
+    """The names of the metadata that the timestamp leads to."""
+    return {file_name(role, version) for role, version in (await TrustStore(store).in_force()).items()}
+
+
+async def collect_signed(store: Store, *, dry_run: bool = False) -> set[str]:
+    """The names of the metadata that a gc removes."""
+    shown: list[str] = []
+    in_force = await TrustStore(store).in_force()
+    done = await collect(
+        store, store.meant(), SystemClock(), keep=8, grace=DAY, in_force=in_force, dry_run=dry_run,
+        show=lambda entry: shown.append(entry.path),
+    )  # fmt: skip
+    found = {path.removeprefix("trust/") for path in shown if path.startswith("trust/")}
+    assert done.metadata == len(found)
+    return found
 
 
 def test_the_command_shows_removes_and_says_so(signed: Store) -> None:
