@@ -95,12 +95,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where files and store are; a temporary folder by default")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        model, store = Path(name) / "model", Path(name) / "store"
+        model, store, keys, empty = (Path(name) / part for part in ("model", "store", "keys", "empty"))
         model.mkdir()
         note(f"making {args.size / 1e9:.1f} GB")
         files = make_files(model, args.size, args.files)
         size = sum(file.stat().st_size for file in files)
-        publish = [sys.executable, "-m", "nearshard", "publish", str(model), "acme/bench", "--store", str(store)]
+        nearshard = [sys.executable, "-m", "nearshard"]
+        begin = ["trust", "init", "--store", str(empty), "--keys", str(keys), "--org", "acme"]
+        subprocess.run([*nearshard, *begin], stdout=subprocess.DEVNULL, check=True)
+        publish = [*nearshard, "publish", str(model), "acme/bench", "--store", str(store), "--keys", str(keys)]
         programs = {
             "sha256sum": ["sha256sum", *map(str, files)],
             "publish": publish,
@@ -109,8 +112,9 @@ def main() -> None:
         runs: dict[str, list[Run]] = {program: [] for program in programs}
         for _ in range(args.rounds):
             for program, words in programs.items():
+                shutil.copytree(empty, store)
                 runs[program].append(run(args.core, *words))
-                shutil.rmtree(store, ignore_errors=True)
+                shutil.rmtree(store)
                 os.sync()  # what one wrote is not to be written in another's time
                 note(f"{program}: {runs[program][-1]}")
     show(size, {program: median(found) for program, found in runs.items()})

@@ -9,6 +9,10 @@ A manifest goes before its shards, so one that is killed leaves no manifest that
 be read (a damaged manifest, a ref that means a missing one) ends it before anything is swept. The time is the store's:
 a clock of this machine that is wrong sweeps nothing young. A digest that any marked manifest names is spared in the
 public namespace too, since a private model may have been public.
+
+Signed metadata goes last: versions that were superseded 7 days ago. Whoever still has the timestamp of then, which has
+expired, cannot ask for them. Roots stay, as clients go from one to the next; so does what is newer than what is in
+force, as it comes into force yet, or its number is spent.
 """
 
 from __future__ import annotations
@@ -16,17 +20,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Protocol
 
 from origin.keeping import NOTE_LIFE, NOTES, SWEEP, SWEEPS, Notes, sweep
 from origin.objects import DELETE, Entry
 from origin.storage import Storage, digest_at
+from origin.trust_store import FOLDER
 from shared.clock import Clock
 from shared.digest import Digest, raw_of
 from shared.errors import DiskError, StoreError
+from shared.trust_names import ROOT, parse_file_name
 
 BATCH = 200
 """Objects deleted under one announcement: one request to an object store."""
+SUPERSEDED = timedelta(days=7)
+"""For so long metadata is kept after its next version came; a timestamp that leads to it is good for less."""
 
 
 @dataclass
@@ -39,8 +49,10 @@ class Swept:
     revisions: list[str] = field(default_factory=list)
     """``org/name@digest`` of the manifests that went."""
     shards: int = 0
+    metadata: int = 0
+    """Files of signed metadata."""
     size: int = 0
-    """Bytes of the manifests and shards that went."""
+    """Bytes of all that went."""
     left: int = 0
     """Objects that the store failed to delete: the next gc will."""
 
@@ -58,11 +70,13 @@ async def collect(
     *,
     keep: int,
     grace: float,
+    in_force: Mapping[str, int] = MappingProxyType({}),
     dry_run: bool = False,
     show: Show = lambda entry: None,
 ) -> Swept:
     """Sweep a store. ``refs``: by model the revisions that its refs mean now; a publish that comes after they were
-    read has left its note. ``keep``: revisions of each model; ``grace``: seconds.
+    read has left its note. ``keep``: revisions of each model; ``grace``: seconds. ``in_force``: by role the version of
+    its metadata; that of other roles stays.
 
     With ``dry_run`` nothing but gc's own announcements is written. Raises DiskError, StoreError or ManifestInvalid;
     what was swept until then was garbage.
@@ -86,6 +100,7 @@ async def collect(
             own = await _shards(storage, model, revisions)
             async for _ in sweeper.sweep(storage.blobs(model), old, own):
                 done.shards += 1
+    done.metadata = await sweeper.sweep_metadata(in_force, now)
     if not dry_run:
         await _tidy(storage, now)
     return done
@@ -158,18 +173,45 @@ class _Sweeper:
             if self._clock.monotonic() - begun > SWEEP / 2 - DELETE.total_seconds():
                 self._done.left += len(chosen)  # a publish may go on soon without waiting for this sweep
                 return []
-            try:
-                if not self._dry_run:
-                    await self._storage.objects.delete([entry.path for entry in chosen])
-            except StoreError as error:
-                if error.error_code == "store_denied":
-                    raise
-                self._done.left += len(chosen)
-                return []
+            return await self._remove(chosen)
+
+    async def sweep_metadata(self, in_force: Mapping[str, int], now: datetime) -> int:
+        """Delete superseded metadata; gives how many files went. No publish finds it and goes on to refer to it, so
+        there are no notes of it."""
+        entries = [entry async for entry in self._storage.objects.entries(FOLDER)]
+        doomed, gone = _superseded(entries, in_force, now - SUPERSEDED), 0
+        for start in range(0, len(doomed), BATCH):
+            async with sweep(self._storage):
+                gone += len(await self._remove(doomed[start : start + BATCH]))
+        return gone
+
+    async def _remove(self, chosen: list[Entry]) -> list[Entry]:
+        try:
+            if not self._dry_run:
+                await self._storage.objects.delete([entry.path for entry in chosen])
+        except StoreError as error:
+            if error.error_code == "store_denied":
+                raise
+            self._done.left += len(chosen)
+            return []
         for entry in chosen:
             self._done.size += entry.size
             self._show(entry)
         return chosen
+
+
+def _superseded(entries: Iterable[Entry], in_force: Mapping[str, int], old: datetime) -> list[Entry]:
+    """The files of metadata whose next version is in force, or was, and came before ``old``."""
+    versions: dict[str, list[tuple[int, Entry]]] = {}
+    for entry in entries:
+        role, version = parse_file_name(entry.path.rpartition("/")[2]) or (ROOT, 0)
+        if role != ROOT and version <= in_force.get(role, 0):
+            versions.setdefault(role, []).append((version, entry))
+    doomed = []
+    for found in versions.values():
+        found.sort(key=lambda one: one[0])
+        doomed += [entry for (_, entry), (_, later) in pairwise(found) if later.modified < old]
+    return doomed
 
 
 async def _each(entries: Iterable[Entry]) -> AsyncIterator[Entry]:

@@ -34,7 +34,7 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Remove shards and revisions that are no longer kept. Safe beside publishing."""
+    """Remove shards, revisions and signed metadata that are no longer kept. Safe beside publishing."""
     settings = load(OriginSettings, [])
     keep, grace = settings.revisions if keep is None else keep, settings.grace if grace is None else grace
     if keep < 0 or grace < 0:
@@ -48,9 +48,18 @@ def command(
             sys.stdout.write(f"{entry.size:>12} {entry.modified:%Y-%m-%d %H:%M} {entry.path}\n")
 
     async def run() -> Swept:
-        storage = Storage(store or settings.store)
-        refs = await TrustStore(storage).meant()
-        return await collect(storage, refs, SystemClock(), keep=keep, grace=grace, dry_run=dry_run, show=show)
+        trust = TrustStore(Storage(store or settings.store))
+        refs, in_force = await trust.meant(), await trust.in_force()
+        return await collect(
+            trust.storage,
+            refs,
+            SystemClock(),
+            keep=keep,
+            grace=grace,
+            in_force=in_force,
+            dry_run=dry_run,
+            show=show,
+        )
 
     done = asyncio.run(run())
     if as_json:
@@ -64,7 +73,7 @@ def _report(done: Swept, *, dry_run: bool) -> str:
     left = f"; {done.left} left to the next gc, as the store failed" if done.left else ""
     return (
         f"{'would remove' if dry_run else 'removed'} {len(done.revisions)} revisions and {done.shards} shards, "
-        f"{done.size / 1e6:.1f} MB{left}\n"
+        f"{done.metadata} files of old metadata, {done.size / 1e6:.1f} MB{left}\n"
         f"kept {done.kept_revisions} revisions, {done.kept_shards} shards\n"
     )
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from tuf.api.metadata import MetaFile, Root, Snapshot, Targets, Timestamp
@@ -101,14 +102,27 @@ class TrustStore(TrustReader):
         return (await self.state()).models()
 
     async def meant(self) -> dict[str, set[Digest]]:
-        """By model all revisions that a ref means, private models too: what garbage collection keeps.
+        """By model all revisions that a ref means, private models too: what garbage collection keeps. Also those of a
+        publish that was cut off after it signed, since whoever comes next puts that in force.
 
         Raises ConfigError, MetadataInvalid.
         """
+        state = await self.state()
+        signed = dict(state.roles)
+        for role in signing.delegated(state.targets):
+            if newest := (await self._newest(role, state.snapshot, state.targets))[0]:
+                signed[role] = newest
         found: dict[str, set[Digest]] = {}
-        for model, _, ref in (await self.state()).all_refs():
+        for model, _, ref in (*state.all_refs(), *replace(state, roles=signed).all_refs()):
             found.setdefault(model, set()).add(ref.revision)
         return found
+
+    async def in_force(self) -> dict[str, int]:
+        """By role the version that clients are to have now, as timestamp and snapshot name them. Raises ConfigError,
+        MetadataInvalid."""
+        snapshot = (await self.state()).snapshot
+        roles = {name.removesuffix(".json"): meta.version for name, meta in snapshot.meta.items()}
+        return {SNAPSHOT: snapshot.version, **roles}
 
     # Changes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,15 @@ import pytest
 from tuf.api.exceptions import DownloadHTTPError
 
 from origin.keyring import load_ring
+from origin.publish import publish as publish_to
+from origin.remote import RemoteSink
+from origin.storage import Storage
 from shared.digest import digest_of
-from shared.errors import EXIT_AUTH, EXIT_CONFIG, EXIT_NETWORK, EXIT_USAGE
+from shared.errors import EXIT_AUTH, EXIT_CONFIG, EXIT_NETWORK, EXIT_USAGE, RequestError
 from shared.keys import NodeKey, save_key
+from shared.manifest import Manifest
 from shared.publishing import Opening, make_opening
+from shared.web.session import make_session
 from tests.e2e.test_trust_files import updater
 from tests.harness import Lab, Service, command, get_json, make_model, wait_until
 
@@ -150,6 +157,34 @@ def test_bytes_are_kept_only_under_the_digest_that_they_have(lab: Lab, origin: S
     other = f"{origin.url}/publish/acme/other/blobs/{right}"
     assert ask(other, "PUT", b"right", **fields)[:2] == (401, "no_session"), "a session is for one model"
     assert ask(f"{base}/blobs/{right}", "PUT", b"right", Content_Encoding="gzip", **fields)[0] == 415
+
+
+async def test_shards_that_gc_swept_before_they_were_claimed_are_uploaded_again(
+    lab: Lab, origin: Service, publisher: Path
+) -> None:
+    """The origin says ``incomplete`` to the manifest, and keeps none that names what is missing."""
+    make_model(lab.folder / "model", width=128)
+    storage = Storage(str(lab.store))
+    answers: list[bool] = []
+
+    class Swept(RemoteSink):
+        async def put_manifest(self, manifest: Manifest) -> bool:
+            if not answers:
+                await storage.objects.delete([entry.path async for entry in storage.blobs()][:1])
+                with pytest.raises(RequestError) as refused:
+                    await self._request("PUT", f"manifests/{manifest.revision}", manifest.encoded)
+                assert refused.value.error_code == "incomplete"
+                assert not await storage.has_manifest(MODEL, manifest.revision)
+            answers.append(await super().put_manifest(manifest))
+            return answers[-1]
+
+    ring, root = load_ring([publisher]), lab.trust_root.read_bytes()
+    async with make_session() as http:
+        sink = Swept(http, origin.url, root, ring, lambda: datetime.now(UTC), asyncio.sleep)
+        done = await publish_to(sink, lab.folder / "model", MODEL, "main")
+    assert answers == [False, True] and done.changed and done.stored == 1
+    assert not await storage.lacks((await storage.manifest(MODEL, done.revision)).shards)
+    assert await asyncio.to_thread(served, origin)
 
 
 def test_a_session_is_begun_by_a_fresh_signature_of_its_own_words(origin: Service, publisher: Path) -> None:

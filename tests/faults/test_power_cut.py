@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from origin.storage import Storage, digest_at
+from origin.trust_store import TrustStore
 from shared.digest import digest_of
 from shared.errors import NotFound
-from tests.harness import make_model
+from tests.harness import make_model, make_trust
 
 SIZE = 96 << 20
 MODEL = "acme/tiny"
@@ -23,7 +24,7 @@ Mounted = Callable[[Path, Path], None]
 
 PUBLISHER = """
 import os, subprocess, sys, threading
-image, copies, model, store, at = sys.argv[1:6]
+image, copies, model, store, keys, at = sys.argv[1:7]
 real, calls, one = os.fsync, [], threading.Lock()
 def fsync(descriptor):
     real(descriptor)
@@ -33,7 +34,7 @@ def fsync(descriptor):
             subprocess.run(["cp", image, f"{copies}/{len(calls)}"], check=True)
 os.fsync = fsync
 from origin.publish_command import main
-sys.argv = ["publish", model, "acme/tiny", "--store", store]
+sys.argv = ["publish", model, "acme/tiny", "--store", store, "--keys", keys]
 try:
     main()
 finally:
@@ -72,7 +73,7 @@ async def revision_after(store: Path) -> str:
         for digest, size in manifest.shards.items():
             assert await storage.blob_size(digest) == size, "a manifest names what is missing"
     try:
-        revision = await storage.resolve(MODEL, "main")
+        revision = await TrustStore(storage).resolve(MODEL, "main")
     except NotFound:
         return ""
     await storage.manifest(MODEL, revision)
@@ -93,14 +94,15 @@ async def test_an_acknowledged_publish_survives_a_power_cut(
     subprocess.run([need("mkfs.ext4"), "-q", "-F", str(image)], check=True)
     mounted(image, tmp_path / "live")
     store, revisions = tmp_path / "live" / "store", []
+    keys, _ = await asyncio.to_thread(make_trust, store)
     for seed, moments in ((1, "()"), (2, at)):
         await asyncio.to_thread(make_model, tmp_path / "model", seed=seed)
-        words = [str(image), str(copies), str(tmp_path / "model"), str(store), moments]
+        words = [str(image), str(copies), str(tmp_path / "model"), str(store), str(keys), moments]
         done = await asyncio.to_thread(
             subprocess.run, [sys.executable, "-c", PUBLISHER, *words], capture_output=True, text=True, timeout=100
         )
         assert done.returncode == 0, done.stderr
-        revisions.append(str(await Storage(str(store)).resolve(MODEL, "main")))
+        revisions.append(str(await TrustStore(Storage(str(store))).resolve(MODEL, "main")))
     cuts = sorted(copies.iterdir())
     assert len(cuts) >= 4
     for copy in cuts:

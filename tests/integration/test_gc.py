@@ -15,33 +15,74 @@ from pathlib import Path
 import pytest
 
 from origin import keeping
+from origin.commit import LocalSink
 from origin.gc import BATCH, Swept, collect
 from origin.keeping import NOTES, SWEEPS, claim, sweep
+from origin.keyring import load_ring
 from origin.publish import publish
 from origin.storage import Storage
-from shared.clock import SystemClock
+from origin.trust_setup import delegate_any
+from origin.trust_store import TrustStore
+from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of
 from shared.errors import DiskError, ManifestInvalid, NotFound
 from shared.manifest import Manifest
-from tests.harness import command, make_model
+from shared.trust_names import file_name
+from tests.harness import command, make_model, make_trust
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = 86_400.0
 MODEL = "acme/tiny"
 
 
+class Store(Storage):
+    """A store, and what its refs mean: signed only where the test calls ``sign``."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self.refs: dict[tuple[str, str], Manifest] = {}
+
+    def meant(self) -> dict[str, set[Digest]]:
+        """As ``TrustStore.meant``."""
+        found: dict[str, set[Digest]] = {}
+        for (model, _), manifest in self.refs.items():
+            found.setdefault(model, set()).add(manifest.revision)
+        return found
+
+
 @pytest.fixture(params=["directory", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store."""
     if request.param == "directory":
-        return Storage(str(tmp_path / "store"))
-    return Storage(request.getfixturevalue("s3"))
+        return Store(str(tmp_path / "store"))
+    return Store(request.getfixturevalue("s3"))
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Storage:
+def directory(tmp_path: Path) -> Store:
     """An empty store in a directory, whose objects can be made old."""
-    return Storage(str(tmp_path / "store"))
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def signed(directory: Store) -> Store:
+    """The same with keys beside it."""
+    make_trust(Path(directory.location))
+    return directory
+
+
+async def publisher(store: Storage) -> LocalSink:
+    """Publishes with the keys beside a store."""
+    trust, ring = TrustStore(store), load_ring([Path(store.location).parent / "keys"])
+    await delegate_any(trust, ring, "acme", datetime.now(UTC))
+    return LocalSink(trust, ring, lambda: datetime.now(UTC))
+
+
+async def sign(store: Store) -> None:
+    """Sign what the refs of a store mean."""
+    sink = await publisher(store)
+    for (model, ref), made in store.refs.items():
+        before = await sink.begin(model, ref, private=False)
+        await sink.move_ref(model, ref, made, before, private=False)
 
 
 def age(storage: Storage, days: float) -> None:
@@ -51,7 +92,7 @@ def age(storage: Storage, days: float) -> None:
         os.utime(path, (when, when))
 
 
-async def put(storage: Storage, *contents: str, model: str = MODEL, ref: str = "", private: bool = False) -> Manifest:
+async def put(storage: Store, *contents: str, model: str = MODEL, ref: str = "", private: bool = False) -> Manifest:
     """A revision of these shards, with a ref that means it or none."""
     space = model if private else ""
     made = Manifest(model, {digest_of(text.encode()): len(text) for text in contents}, {}, {})
@@ -59,7 +100,7 @@ async def put(storage: Storage, *contents: str, model: str = MODEL, ref: str = "
         await storage.ensure_blob(digest_of(text.encode()), text.encode(), space)
     await storage.put_manifest(made)
     if ref:
-        await storage.put_ref(model, ref, made.revision, NOW)
+        storage.refs[model, ref] = made
     return made
 
 
@@ -73,9 +114,11 @@ def named(text: str) -> str:
     return digest_of(text.encode())[7:]
 
 
-async def run(storage: Storage, *, keep: int = 8, grace: float = 0.0, dry_run: bool = False) -> Swept:
+async def run(
+    store: Store, *, keep: int = 8, grace: float = 0.0, dry_run: bool = False, clock: Clock | None = None
+) -> Swept:
     """One gc."""
-    return await collect(storage, SystemClock(), keep=keep, grace=grace, dry_run=dry_run)
+    return await collect(store, store.meant(), clock or SystemClock(), keep=keep, grace=grace, dry_run=dry_run)
 
 
 async def settle(storage: Storage) -> None:
@@ -89,7 +132,7 @@ async def settle(storage: Storage) -> None:
                     return
 
 
-async def test_what_no_ref_needs_goes_and_the_rest_stays(storage: Storage) -> None:
+async def test_what_no_ref_needs_goes_and_the_rest_stays(storage: Store) -> None:
     old = await put(storage, "shared", "old", ref="main")
     new = await put(storage, "shared", "new", ref="main")
     await put(storage, "other", model="acme/other", ref="v1")
@@ -107,7 +150,7 @@ async def test_what_no_ref_needs_goes_and_the_rest_stays(storage: Storage) -> No
     assert [path async for path in storage.paths(SWEEPS)] == []
 
 
-async def test_a_private_models_shards_are_swept_by_its_own_revisions(storage: Storage) -> None:
+async def test_a_private_models_shards_are_swept_by_its_own_revisions(storage: Store) -> None:
     await put(storage, "a", "b", ref="main", private=True)
     kept = await put(storage, "a", "c", ref="main", private=True)
     await put(storage, "b", model="acme/public", ref="main")
@@ -119,7 +162,7 @@ async def test_a_private_models_shards_are_swept_by_its_own_revisions(storage: S
     assert await storage.blob_size(digest_of(b"b"))
 
 
-async def test_more_than_a_batch_goes(storage: Storage) -> None:
+async def test_more_than_a_batch_goes(storage: Store) -> None:
     await put(storage, "kept", ref="main")
     for n in range(BATCH + 5):
         await storage.ensure_blob(digest_of(b"%d" % n), b"%d" % n)
@@ -128,18 +171,18 @@ async def test_more_than_a_batch_goes(storage: Storage) -> None:
     assert len(await blobs(storage)) == 1
 
 
-async def test_the_last_published_revisions_stay(directory: Storage) -> None:
+async def test_the_last_published_revisions_stay(directory: Store) -> None:
     made = []
     for n in range(5):
         made.append(await put(directory, f"shard {n}", ref="main"))
         age(directory, 2)
-    await directory.put_ref(MODEL, "stable", made[0].revision, NOW)
+    directory.refs[MODEL, "stable"] = made[0]
     done = await run(directory, keep=2, grace=DAY)
     assert set(await directory.revisions(MODEL)) == {made[n].revision for n in (0, 3, 4)}
     assert (done.kept_revisions, done.kept_shards, done.shards) == (3, 3, 2)
 
 
-async def test_what_is_young_stays(directory: Storage) -> None:
+async def test_what_is_young_stays(directory: Store) -> None:
     await put(directory, "first", ref="main")
     await directory.ensure_blob(digest_of(b"old"), b"old")
     age(directory, 2)
@@ -152,18 +195,18 @@ async def test_what_is_young_stays(directory: Storage) -> None:
     }  # fmt: skip
 
 
-async def test_the_stores_clock_counts_and_not_ours(directory: Storage) -> None:
+async def test_the_stores_clock_counts_and_not_ours(directory: Store) -> None:
     class Ahead(SystemClock):
         def time(self) -> float:
             return super().time() + 365 * DAY
 
     await put(directory, "first", ref="main")
     await directory.ensure_blob(digest_of(b"young"), b"young")
-    done = await collect(directory, Ahead(), keep=8, grace=DAY)
+    done = await run(directory, grace=DAY, clock=Ahead())
     assert done.shards == 0
 
 
-async def test_a_damaged_manifest_ends_it_before_anything_is_swept(directory: Storage) -> None:
+async def test_a_damaged_manifest_ends_it_before_anything_is_swept(directory: Store) -> None:
     made = await put(directory, "a", ref="main")
     await directory.ensure_blob(digest_of(b"stray"), b"stray")
     age(directory, 2)
@@ -177,7 +220,7 @@ async def test_a_damaged_manifest_ends_it_before_anything_is_swept(directory: St
     assert len(await blobs(directory)) == 2
 
 
-async def test_a_store_whose_refs_are_all_gone_is_left_alone(directory: Storage) -> None:
+async def test_a_store_whose_refs_are_all_gone_is_left_alone(directory: Store) -> None:
     await put(directory, "a")
     age(directory, 2)
     with pytest.raises(DiskError, match="none has a ref"):
@@ -185,7 +228,7 @@ async def test_a_store_whose_refs_are_all_gone_is_left_alone(directory: Storage)
     assert len(await blobs(directory)) == 1
 
 
-async def test_what_a_publish_found_there_is_not_swept_under_it(storage: Storage) -> None:
+async def test_what_a_publish_found_there_is_not_swept_under_it(storage: Store) -> None:
     """The shard is old and nothing refers to it; a publish claims it between the marking and the sweep, and later."""
     await put(storage, "first", ref="main")
     await storage.ensure_blob(digest_of(b"found"), b"found")
@@ -206,11 +249,12 @@ async def test_what_a_publish_found_there_is_not_swept_under_it(storage: Storage
         assert (await run(storage)).shards == 0
     assert calls == [[]]
     await storage.put_manifest(second)
-    await storage.put_ref(MODEL, "main", second.revision, NOW)
+    storage.refs[MODEL, "main"] = second
+    await run(storage, keep=0)
     assert await storage.blob_size(digest_of(b"found"))
 
 
-async def test_what_was_swept_before_it_was_claimed_is_told(storage: Storage) -> None:
+async def test_what_was_swept_before_it_was_claimed_is_told(storage: Store) -> None:
     await put(storage, "first", ref="main")
     await storage.ensure_blob(digest_of(b"found"), b"found")
     await settle(storage)
@@ -219,7 +263,7 @@ async def test_what_was_swept_before_it_was_claimed_is_told(storage: Storage) ->
     assert await claim(storage, second) == [digest_of(b"found")]
 
 
-async def test_a_claim_waits_for_a_sweep_that_may_not_have_heard_of_it(storage: Storage) -> None:
+async def test_a_claim_waits_for_a_sweep_that_may_not_have_heard_of_it(storage: Store) -> None:
     """The sweep has read the notes already, and deletes after the publish looked at the shard."""
     digest = digest_of(b"found")
     await storage.ensure_blob(digest, b"found")
@@ -239,7 +283,7 @@ async def test_a_claim_waits_for_a_sweep_that_may_not_have_heard_of_it(storage: 
     assert len(waited) == 3
 
 
-async def test_nobody_waits_for_long_for_a_gc_that_was_killed(directory: Storage) -> None:
+async def test_nobody_waits_for_long_for_a_gc_that_was_killed(directory: Store) -> None:
     digest = digest_of(b"found")
     await directory.ensure_blob(digest, b"found")
     await directory.create(f"{SWEEPS}/dead", b"")
@@ -260,7 +304,7 @@ async def test_nobody_waits_for_long_for_a_gc_that_was_killed(directory: Storage
     assert [path async for path in directory.paths(SWEEPS)] == []
 
 
-async def test_notes_go_after_a_day(directory: Storage) -> None:
+async def test_notes_go_after_a_day(directory: Store) -> None:
     made = await put(directory, "a", ref="main")
     await claim(directory, made)
     age(directory, 1.1)
@@ -269,23 +313,24 @@ async def test_notes_go_after_a_day(directory: Storage) -> None:
     assert len([path async for path in directory.paths(NOTES)]) == 1
 
 
-async def test_two_at_once_are_harmless(storage: Storage) -> None:
+async def test_two_at_once_are_harmless(storage: Store) -> None:
     kept = await put(storage, "kept", ref="main")
     for n in range(50):
         await storage.ensure_blob(digest_of(b"%d" % n), b"%d" % n)
     await settle(storage)
     await asyncio.gather(run(storage), run(storage))
     assert {path.rpartition("/")[2] for path in await blobs(storage)} == {named("kept")}
-    assert await storage.resolve(MODEL, "main") == kept.revision
+    assert await storage.revisions(MODEL) == [kept.revision]
 
 
 @pytest.mark.parametrize("call", [1, 3, 7, 9])
-async def test_one_that_is_killed_leaves_nothing_wrong(directory: Storage, call: int) -> None:
+async def test_one_that_is_killed_leaves_nothing_wrong(signed: Store, call: int) -> None:
     """SIGKILL as it deletes one object after another: no manifest names what is missing; a repeat ends it."""
     for n in range(4):
-        await put(directory, "shared", f"shard {n}", ref="main")
-        await put(directory, f"other {n}", model="acme/other", ref="main")
-    age(directory, 2)
+        await put(signed, "shared", f"shard {n}", ref="main")
+        await put(signed, f"other {n}", model="acme/other", ref="main")
+    await sign(signed)
+    age(signed, 2)
     script = (
         "import os, signal, sys\nfrom origin import gc_command, gc, objects\n"
         "gc.BATCH = 2\nreal, calls = os.unlink, []\n"
@@ -295,64 +340,108 @@ async def test_one_that_is_killed_leaves_nothing_wrong(directory: Storage, call:
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(path, **options)\n"
         "os.unlink = unlink\n"
-        f"gc_command.app(['--store', {directory.location!r}, '--keep', '1'])\n"
+        f"gc_command.app(['--store', {signed.location!r}, '--keep', '1'])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     for model in (MODEL, "acme/other"):
-        for revision in await directory.revisions(model):
-            for digest, size in (await directory.manifest(model, revision)).shards.items():
-                assert await directory.blob_size(digest) == size
-    await run(directory, keep=1, grace=DAY)
-    assert [len(await directory.revisions(model)) for model in (MODEL, "acme/other")] == [1, 1]
-    assert len(await blobs(directory)) == 3
+        for revision in await signed.revisions(model):
+            for digest, size in (await signed.manifest(model, revision)).shards.items():
+                assert await signed.blob_size(digest) == size
+    await run(signed, keep=1, grace=DAY)
+    assert [len(await signed.revisions(model)) for model in (MODEL, "acme/other")] == [1, 1]
+    assert len(await blobs(signed)) == 3
 
 
-async def test_publishing_beside_it_all_the_time_loses_nothing(directory: Storage, tmp_path: Path) -> None:
+async def test_publishing_beside_it_all_the_time_loses_nothing(signed: Store, tmp_path: Path) -> None:
     """No grace at all: shards go while they are published, and are stored again; what is visible is always whole."""
     make_model(tmp_path / "model", width=64)
     over = asyncio.Event()
 
     async def sweeping() -> None:
         while not over.is_set():
-            await run(directory, keep=0)
+            await collect(signed, await TrustStore(signed).meant(), SystemClock(), keep=0, grace=0)
 
-    await put(directory, "first", ref="main", model="acme/first")
+    await put(signed, "first", ref="main", model="acme/first")
+    await sign(signed)
+    sink = await publisher(signed)
     sweeper = asyncio.create_task(sweeping())
     published = 0
     for seed in range(8):
         make_model(tmp_path / "model", seed=seed, width=64)
         try:
-            done = await publish(directory, tmp_path / "model", MODEL, "main", NOW)
+            done = await publish(sink, tmp_path / "model", MODEL, "main")
         except DiskError as error:
             assert "without a grace period" in str(error)
             continue
         published += 1
-        manifest = await directory.manifest(MODEL, done.revision)
+        manifest = await signed.manifest(MODEL, done.revision)
         for digest, size in manifest.shards.items():
-            assert await directory.blob_size(digest) == size
+            assert await signed.blob_size(digest) == size
     over.set()
     await sweeper
     assert published
 
 
-def test_the_command_shows_removes_and_says_so(tmp_path: Path) -> None:
-    store = Storage(str(tmp_path / "store"))
+async def test_metadata_goes_a_week_after_it_was_superseded(signed: Store) -> None:
+    """Not what is in force, however old; nor roots; nor what was in force until lately; nor what comes into force."""
+    folder = Path(signed.location) / "trust"
+    await put(signed, "a", ref="main")
+    await sign(signed)
+    first = await files_in_force(signed)
+    age(signed, 10)
+    await put(signed, "b", ref="main")
+    await sign(signed)
+    second = await files_in_force(signed)
+    assert len(first - second) == 2, "the snapshot and the role"
+    (folder / "2.access.json").write_bytes(b"not in force")
+    age(signed, 6)
+    gone = await collect_signed(signed)
+    assert gone and not gone & (first | second), "16 days old, but superseded 6 days ago"
+    age(signed, 2)
+    assert await collect_signed(signed, dry_run=True) == first - second
+    assert await collect_signed(signed) == first - second
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"1.root.json", "2.access.json", "timestamp.json"} | second
+    assert await TrustStore(signed).meant() == signed.meant()
+
+
+async def files_in_force(store: Store) -> set[str]:
+    """The names of the metadata that the timestamp leads to."""
+    return {file_name(role, version) for role, version in (await TrustStore(store).in_force()).items()}
+
+
+async def collect_signed(store: Store, *, dry_run: bool = False) -> set[str]:
+    """The names of the metadata that a gc removes."""
+    shown: list[str] = []
+    in_force = await TrustStore(store).in_force()
+    done = await collect(
+        store, store.meant(), SystemClock(), keep=8, grace=DAY, in_force=in_force, dry_run=dry_run,
+        show=lambda entry: shown.append(entry.path),
+    )  # fmt: skip
+    found = {path.removeprefix("trust/") for path in shown if path.startswith("trust/")}
+    assert done.metadata == len(found)
+    return found
+
+
+def test_the_command_shows_removes_and_says_so(signed: Store) -> None:
 
     async def fill() -> Digest:
-        await put(store, "a", ref="main")
-        return (await put(store, "b", ref="main")).revision
+        await put(signed, "a", ref="main")
+        kept = await put(signed, "b", ref="main")
+        await sign(signed)
+        return kept.revision
 
     kept = asyncio.run(fill())
-    age(store, 2)
-    words = ("gc", "--store", store.location, "--keep", "1")
+    age(signed, 2)
+    words = ("gc", "--store", signed.location, "--keep", "1")
     assert "would remove 1 revisions and 1 shards" in (shown := command(*words, "--dry-run").stdout)
     assert named("a") in shown and named("b") not in shown
     listed = json.loads(command(*words, "--dry-run", "--json").stdout)
     assert listed["shards"] == 1 and len(listed["objects"]) == 2 and listed["dry_run"]
     done = json.loads(command(*words, "--json").stdout)
     assert (len(done["revisions"]), done["shards"]) == (1, 1) and "objects" not in done
-    assert asyncio.run(store.revisions(MODEL)) == [kept]
+    assert asyncio.run(signed.revisions(MODEL)) == [kept]
     with pytest.raises(NotFound):
-        asyncio.run(store.blob_size(digest_of(b"a")))
-    assert command("gc", "--store", store.location, "--keep", "-1", check=False).returncode == 3
+        asyncio.run(signed.blob_size(digest_of(b"a")))
+    assert command("gc", "--store", signed.location, "--keep", "-1", check=False).returncode == 3

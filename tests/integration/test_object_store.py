@@ -33,7 +33,9 @@ async def test_a_model_is_published_to_a_bucket_and_served_from_it(s3: str, lab:
     """Again and again: each of these commands ends the moment its last call of the store does."""
     make_model(tmp_path / "model", width=512)
     body = (tmp_path / "model" / "model.safetensors").read_bytes()
-    words = ("publish", str(tmp_path / "model"), "acme/tiny", "--store", s3)
+    there = ("--store", s3, "--keys", str(tmp_path / "s3-keys"))
+    await asyncio.to_thread(command, "trust", "init", *there, "--org", "acme")
+    words = ("publish", str(tmp_path / "model"), "acme/tiny", *there)
     for n in range(3):
         said = await asyncio.to_thread(command, *words)
         assert ("now means" in said.stdout) == (n == 0)

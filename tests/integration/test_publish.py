@@ -115,6 +115,25 @@ async def test_a_task_pulls_in_no_byte_that_it_does_not_use(storage: Storage, mo
         assert sum(manifest.shards[digest] for digest in layout.shards()) == layout.size
 
 
+async def test_shards_that_gc_swept_before_they_were_claimed_are_stored_again(storage: Storage, model: Path) -> None:
+    """As gc may, where nothing refers to them yet: each time between storing and claiming."""
+    trust, ring = TrustStore(storage), load_ring([Path(storage.location).parent / "keys"])
+    await delegate_any(trust, ring, "acme", NOW)
+    answers: list[bool] = []
+
+    class Swept(LocalSink):
+        async def put_manifest(self, manifest: Manifest) -> bool:
+            if len(answers) < 2:
+                assert not await storage.has_manifest(manifest.model, manifest.revision)
+                await storage.objects.delete([entry.path async for entry in storage.blobs()][:1])
+            answers.append(await super().put_manifest(manifest))
+            return answers[-1]
+
+    done = await publish(Swept(trust, ring, lambda: NOW), model, "acme/tiny", "main")
+    assert answers == [False, False, True] and done.changed and done.stored == 1
+    assert not await storage.lacks((await storage.manifest("acme/tiny", done.revision)).shards)
+
+
 def times(storage: Storage) -> dict[Path, int]:
     """When each object was written; notes for gc are no part of what is published."""
     root = Path(storage.location)

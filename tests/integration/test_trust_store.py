@@ -122,6 +122,16 @@ async def test_a_ref_is_seen_when_the_timestamp_is_replaced(net: Net) -> None:
     assert error.value.error_code == "unknown_model"
 
 
+async def test_gc_keeps_what_a_publish_that_was_cut_off_has_signed(net: Net) -> None:
+    """However old it is: whoever comes next puts it in force."""
+    await net.publish(FIRST)
+    old = (await net.trust.state()).roles["acme~public"]
+    made = signing.next_of(old, NOW, "acme~public")
+    signing.set_ref(made, "acme/tiny", "main", SECOND.revision, len(SECOND.encoded), NOW)
+    await net.trust.create([("acme~public", made.version, signing.sign(made, list(net.ring.values())))])
+    assert await net.again().meant() == {"acme/tiny": {FIRST.revision, SECOND.revision}}
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 async def test_what_was_cut_off_is_put_in_force_by_whoever_comes_next(net: Net, steps: int) -> None:
     """F2: after the role was stored, and after the snapshot was."""
