@@ -113,6 +113,7 @@ class RemoteSink(TrustReader):
 
     async def state(self, role: str) -> State:
         """What is in force. Raises MetadataInvalid where it is not signed as it must be, or has expired."""
+        seen = await asyncio.to_thread(self._seen.read)
         data = await self.file(TIMESTAMP, 0)
         state = self._state = await self.load(data, self._state, [org_of(self._model)])
         for signed in (state.root, state.timestamp, state.snapshot, state.targets):
@@ -120,7 +121,7 @@ class RemoteSink(TrustReader):
                 raise MetadataInvalid(f"{self._origin}: the {signed.type} metadata has expired")
         own = roles_of_org(self._model)
         versions = {name: state.roles[name].version if name in state.roles else 0 for name in own}
-        await asyncio.to_thread(self._seen.check, versions)
+        await asyncio.to_thread(self._seen.check, versions, seen)
         return state
 
     async def next_version(self, role: str, after: int) -> int:
@@ -131,7 +132,7 @@ class RemoteSink(TrustReader):
     async def put_role(self, role: str, version: int, data: bytes) -> None:
         """Send a role's next version. Raises Conflict."""
         await self._request("PUT", f"trust/{file_name(role, version)}", data)
-        await asyncio.to_thread(self._seen.check, {role: version})
+        await asyncio.to_thread(self._seen.check, {role: version}, {})
 
     # TrustReader
 

@@ -32,23 +32,28 @@ class Seen:
     def __repr__(self) -> str:
         return f"<Seen {self._file}>"
 
-    def check(self, versions: Mapping[str, int]) -> None:
-        """Hold what an origin says is in force against what was, and remember it. A role that it leaves out has
-        version 0. Raises RollbackDetected, DiskError."""
+    def check(self, versions: Mapping[str, int], before: Mapping[str, int]) -> None:
+        """Hold what an origin says is in force against what was seen ``before`` it was asked, and remember it: others
+        who share the file may have seen more meanwhile. A role that the origin leaves out has version 0.
+
+        Raises RollbackDetected, DiskError.
+        """
+        for role, version in versions.items():
+            if version < before.get(role, 0):
+                raise RollbackDetected(f"{role} is version {version} there, and was {before[role]}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locked(self._file):
-                seen = self._read()
-                for role, version in versions.items():
-                    if version < seen.get(role, 0):
-                        raise RollbackDetected(f"{role} is version {version} there, and was {seen[role]}")
-                if seen != (newer := {**seen, **versions}):
+                seen = self.read()
+                newer = {**seen, **{role: max(version, seen.get(role, 0)) for role, version in versions.items()}}
+                if newer != seen:
                     replace_file(self._file, encode_json(newer), sync=True)
         except OSError as error:
             raise DiskError(f"{self._file}: {error.strerror}: what was published cannot be remembered") from error
 
-    def _read(self) -> dict[str, int]:
-        with suppress(FileNotFoundError):
+    def read(self) -> dict[str, int]:
+        """What was seen. Raises DiskError."""
+        with suppress(FileNotFoundError, NotADirectoryError):
             try:
                 document: Any = decode_json(self._file.read_bytes())
                 return {str(role): int(version) for role, version in document.items()}

@@ -84,7 +84,7 @@ def create_command(
     scopes, lifetime, now = parse_scopes(scope), parse_ttl(ttl), SystemClock().time()
     token_keys = TokenKeys(_keys(keys, _store(store)))
     signing = _load(key) if key else token_keys.signing()
-    text = issue(signing, scopes, token_id=secrets.token_urlsafe(12), now=now, lifetime=lifetime, subject=subject)
+    text = issue(signing, scopes, token_id=secrets.token_hex(12), now=now, lifetime=lifetime, subject=subject)
     token = read_claims(text)
     if not key:
         token_keys.note_issued(token.expires, now)
