@@ -48,7 +48,7 @@ from shared.routing import Choice
 from shared.token_file import TokenFile
 from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
-from shared.web.access import QUERY, Gate, private_model, token_text
+from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
@@ -83,7 +83,7 @@ class RouterTier:
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """307 to the best node. Raises NotFound for what the catalog knows is not there."""
-        key, target, etag = await self._target(path)
+        key, target, etag = await self._target(path, request)
         fields = fields_of(etag)
         if etag and isinstance(evaluate(conditions(request), etag, None), NotModified):
             return web.Response(status=304, headers=fields)
@@ -95,17 +95,18 @@ class RouterTier:
         self._selection.sent(choices)
         return web.Response(status=307, headers=CIMultiDict([*fields.items(), *links_to(urls)]))
 
-    async def _target(self, path: TaskPath | BlobPath | FilePath) -> tuple[str, str, str]:
+    async def _target(self, path: TaskPath | BlobPath | FilePath, request: web.Request) -> tuple[str, str, str]:
         """The ring's key of what is asked for, its path at a node, and its ETag (empty where that is not known)."""
         if isinstance(path, BlobPath):
             return path.digest, blob_path(path.digest, path.model), hex_of(path.digest)
-        shown = await self._shown(path)
+        shown = await self._shown(path, request)
         target = path.at(shown.revision if shown and shown.revision else path.ref)
         return path.ring_key, target, shown.etag if shown else ""
 
-    async def _shown(self, path: TaskPath | FilePath) -> Representation | None:
+    async def _shown(self, path: TaskPath | FilePath, request: web.Request) -> Representation | None:
         """What will be sent; None while no origin answers, when a node may still know."""
         try:
+            require_known(request)
             return representation.of_path(path, (await self._catalog.resolve(path.model, path.ref)).manifest)
         except UpstreamError:
             return None
@@ -126,10 +127,10 @@ class RouterTier:
             raise UpstreamError(code="no_nodes")
         return bases
 
-    async def locate(self, path: TaskPath | BlobPath, region: str, count: int | None) -> Route:
-        """Where a client of ``region`` would be sent. Raises NotFound, UpstreamError (``no_nodes``)."""
-        key, target, _ = await self._target(path)
-        choices = self._selection.choose(region, key, count or self._count)
+    async def locate(self, request: web.Request, path: TaskPath | BlobPath, count: int | None) -> Route:
+        """Where a client would be sent. Raises NotFound, UpstreamError (``no_nodes``)."""
+        key, target, _ = await self._target(path, request)
+        choices = self._selection.choose(self.find(request).region, key, count or self._count)
         urls = [base + target for base in self._bases(choices[: self._count])]
         return Route(key, choices, urls)
 
@@ -347,7 +348,7 @@ def build_app(
         server=SERVER,
         epoch=lambda: registry.snapshot.epoch,
     )
-    gate = Gate(trusted, clock)
+    gate = Gate(trusted, clock, sends_on=True)
 
     async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
         if registry.snapshot.epoch:

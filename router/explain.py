@@ -36,8 +36,8 @@ class Route(NamedTuple):
     urls: Sequence[str]
 
 
-Locate = Callable[[TaskPath | BlobPath, str, int | None], Awaitable[Route]]
-"""The route of what a path asks for, for a client of a region, over at most so many nodes (None: as in answers)."""
+Locate = Callable[[web.Request, TaskPath | BlobPath, int | None], Awaitable[Route]]
+"""The route of what a path asks for, for who asks, over at most so many nodes (None: as in answers)."""
 
 
 def add_explain_routes(
@@ -58,9 +58,9 @@ def add_explain_routes(
         if explain not in ("", "0", "1"):
             raise RequestError("explain is 0 or 1")
         if explain != "1":
-            route = await locate(path, found.region, None)
+            route = await locate(request, path, None)
             return web.json_response({"urls": route.urls}, headers=_NO_STORE)
-        route = await locate(path, found.region, MAX_EXPLAINED)
+        route = await locate(request, path, MAX_EXPLAINED)
         document = {
             "key": route.key,
             "client": found._asdict(),

@@ -61,6 +61,7 @@ from shared.trust_names import (
     TIMESTAMP,
     file_name,
     org_of,
+    private_org,
     private_role,
     public_role,
     target_path,
@@ -343,6 +344,10 @@ class Trust:
         """Whether the organisation's public role has a ref of the model."""
         role = self._roles.get(public_role(org_of(model)))
         return role is not None and model in role.models
+
+    def public(self) -> Mapping[str, frozenset[str]]:
+        """The models that are for everybody, by the role that says so."""
+        return {name: role.models for name, role in self._roles.items() if name != ACCESS and not private_org(name)}
 
     def access(self, now: float) -> Mapping[str, Any] | None:
         """What role ``access`` says in our own field; None where there is none that is good now."""

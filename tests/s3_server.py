@@ -1,15 +1,21 @@
-"""A real S3-speaking server (moto's) as a process on loopback, and the environment that leads obstore there."""
+"""A real S3-speaking server (moto's) as a process on loopback, and the environment that leads obstore there.
+
+It looks at the condition of a conditional write and then writes, on threads: real stores do both in one step, so here
+one write ends before the next begins.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from shared.web.server import free_port
 from tests.harness import wait_until
@@ -36,7 +42,7 @@ def s3_server(folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with (folder / "s3.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-m", __name__, str(port)],
             stdout=log, stderr=log, env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )  # fmt: skip
     try:
@@ -54,3 +60,24 @@ def _answers(url: str) -> bool:
     ):
         return bool(answer.status == 200)
     return False
+
+
+def _one_write_at_a_time(app: WSGIApplication) -> WSGIApplication:
+    lock = threading.Lock()
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        with lock if environ["REQUEST_METHOD"] in ("PUT", "POST", "DELETE") else nullcontext():
+            return app(environ, start)
+
+    return answer
+
+
+def _serve(port: int) -> None:
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import run_simple
+
+    run_simple("127.0.0.1", port, _one_write_at_a_time(DomainDispatcherApplication(create_backend_app)), threaded=True)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

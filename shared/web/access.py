@@ -3,6 +3,8 @@
 * A token that is shown is looked at first, whatever is asked for: one that is not good is answered 401.
 * What is of a public model is for all. Anything of another model needs a token to read it; without one the answer is
   that of a model that does not exist, decided by the path and the signed metadata alone: nothing is looked up before.
+* A tier that only sends clients on may let a request for bytes through of which it cannot know who may see them, as no
+  upstream answers (``sends_on``): where they are sent there is a gate as well. It may then say nothing of its own.
 * What is let through of a private model is marked on the request (``private_model``), and its answer is kept out of
   other people's caches.
 """
@@ -16,8 +18,8 @@ from typing import Protocol
 from aiohttp import web
 
 from shared.clock import Clock
-from shared.errors import NotFound, RequestError
-from shared.paths import BlobPath, ModelsPath, ReadPath, TrustPath
+from shared.errors import NotFound, RequestError, TrustError, UpstreamError
+from shared.paths import BlobPath, FilePath, ModelsPath, ReadPath, TaskPath, TrustPath
 from shared.tokens import AccessList, Forbidden, Right, Token, TokenMissing
 from shared.trust_names import private_org
 
@@ -28,6 +30,7 @@ _BEARER = re.compile(r"bearer +([^ ]+)", re.IGNORECASE)
 
 _TOKEN = web.RequestKey("token", Token)
 _PRIVATE = web.RequestKey("private_model", str)
+_UNKNOWN = web.RequestKey("unknown_visibility", UpstreamError)
 
 
 class Visibility(Protocol):
@@ -49,8 +52,8 @@ class Visibility(Protocol):
 class Gate:
     """Lets requests through, or not."""
 
-    def __init__(self, visibility: Visibility, clock: Clock) -> None:
-        self._visibility, self._clock = visibility, clock
+    def __init__(self, visibility: Visibility, clock: Clock, *, sends_on: bool = False) -> None:
+        self._visibility, self._clock, self._sends_on = visibility, clock, sends_on
 
     async def token(self, request: web.Request) -> Token | None:
         """The good token that a request shows, or None where it shows none. Raises TokenError, RequestError."""
@@ -62,7 +65,20 @@ class Gate:
         return found
 
     async def enter(self, request: web.Request, path: ReadPath) -> None:
-        """Let a request for ``path`` through. Raises TokenError; NotFound as for a model that does not exist."""
+        """Let a request for ``path`` through. Raises TokenError; NotFound as for a model that does not exist;
+        UpstreamError where it is not known who may see it."""
+        try:
+            await self._enter(request, path)
+        except UpstreamError as error:
+            if not (self._sends_on and isinstance(path, TaskPath | FilePath | BlobPath)) or isinstance(
+                error, TrustError
+            ):
+                raise
+            request[_UNKNOWN] = error
+            if token_text(request):
+                request[_PRIVATE] = path.model
+
+    async def _enter(self, request: web.Request, path: ReadPath) -> None:
         token = await self.token(request)
         if isinstance(path, ModelsPath):
             return  # its names are let through one by one
@@ -115,6 +131,12 @@ class Gate:
 def private_model(request: web.Request) -> str:
     """The private model that a request was let through to; empty where what it asks for is public."""
     return str(request.get(_PRIVATE, ""))
+
+
+def require_known(request: web.Request) -> None:
+    """Raises the UpstreamError that a request was let through in spite of: nothing is to be said of what it names."""
+    if error := request.get(_UNKNOWN):
+        raise error
 
 
 def token_text(request: web.Request) -> str:

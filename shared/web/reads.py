@@ -32,7 +32,7 @@ from shared.paths import (
     parse_path,
 )
 from shared.representation import BINARY, IMMUTABLE, REVALIDATE, disposition
-from shared.web.access import Gate, keep_private, private_model
+from shared.web.access import Gate, keep_private, private_model, require_known
 from shared.web.middleware import KIND, refuse_expectation
 from shared.web.send import conditions
 
@@ -176,6 +176,7 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
             if form == BINARY:
                 return await tier.bytes(request, path)
             try:
+                require_known(request)
                 found = await tier.resolve(path.model, path.ref)
             except UpstreamError:
                 if form == metalink.METALINK:  # a router sends the client on: a node may know, and has a metalink too

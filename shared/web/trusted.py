@@ -127,6 +127,8 @@ class Trusted:
         self._failure: UpstreamError | None = None
         self._refused: dict[str, tuple[TrustError, float]] = {}
         """Roles of which nobody has metadata that verifies, and until when nobody is asked again."""
+        self._were_public: Mapping[str, frozenset[str]] = {}
+        """Models by the public role that said so and is not to be believed any more."""
         self._files: OrderedDict[str, bytes] = OrderedDict()
         self._access_fields: Mapping[str, object] | None = None
         """What ``_access_list`` was made of."""
@@ -170,9 +172,11 @@ class Trusted:
         """Whether a model is for everybody, and that is known here.
 
         What all have seen is not made private by waiting for an upstream: this needs no confirmation, so that what is
-        asked for by its revision costs no round trip. It is sought meanwhile.
+        asked for by its revision costs no round trip. It is sought meanwhile. Nor is it made private by a role that
+        turns out to be signed by somebody who may not: what refs mean is not known then, revisions go on.
         """
-        public = self._trust.is_public(model)
+        found, role = self._trust, public_role(org_of(model))
+        public = found.is_public(model) or (not found.loaded(role) and model in self._were_public.get(role, ()))
         if public:
             self._confirm_ahead()
         return public
@@ -290,7 +294,8 @@ class Trusted:
         try:
             found.check(self._clock.time())
         except TrustError as error:
-            raise (self._failure if isinstance(self._failure, TrustError) else error) from error
+            known = isinstance(self._failure, TrustError) or not found.complete
+            raise (self._failure or error if known else error) from error
 
     async def _refresh(self) -> None:
         """Have the present metadata confirmed or replaced. Raises TrustError or UpstreamError where there is none."""
@@ -308,7 +313,7 @@ class Trusted:
                 self._sources.failed(base, error)
                 failure = error
                 refusal = refusal or (error if isinstance(error, TrustError) else None)
-        self._failure = refusal or failure or UpstreamError("no source of metadata is configured")
+        self._failure = refusal or failure or UpstreamError("no source of metadata is configured", code="no_nodes")
         self._stale, self._retry_at = True, self._clock.monotonic() + RETRY
         if (refusal and self._asker) or not self._trust.complete:
             raise self._failure
@@ -354,6 +359,8 @@ class Trusted:
             if not step.loaded(role):
                 await self._bring_along(step, role)
         await self._keep(step)
+        were = {**self._were_public, **before.public()}
+        self._were_public = {role: models for role, models in were.items() if not step.loaded(role)}
         self._trust = step
 
     async def _bring_along(self, found: Trust, role: str) -> None:
@@ -402,7 +409,7 @@ class Trusted:
                 self._sources.failed(base, error)
                 failure = error
                 refusal = refusal or (error if isinstance(error, TrustError) else None)
-        raise refusal or failure or UpstreamError("no source of metadata is configured")
+        raise refusal or failure or UpstreamError("no source of metadata is configured", code="no_nodes")
 
     async def _get(self, base: str, wanted: Wanted, fields: Mapping[str, str] | None = None) -> Fetched:
         """A file from one source, to its limit and no further. Raises NotFound, TrustError, UpstreamError."""

@@ -21,6 +21,7 @@ from tuf.api.exceptions import DownloadHTTPError
 from origin.keyring import load_ring
 from origin.publish import publish as publish_to
 from origin.remote import RemoteSink
+from origin.seen import Seen
 from origin.storage import Storage
 from shared.digest import digest_of
 from shared.errors import EXIT_AUTH, EXIT_CONFIG, EXIT_NETWORK, EXIT_USAGE, RequestError
@@ -180,7 +181,7 @@ async def test_shards_that_gc_swept_before_they_were_claimed_are_uploaded_again(
 
     ring, root = load_ring([publisher]), lab.trust_root.read_bytes()
     async with make_session() as http:
-        sink = Swept(http, origin.url, root, ring, lambda: datetime.now(UTC), asyncio.sleep)
+        sink = Swept(http, origin.url, root, ring, lambda: datetime.now(UTC), asyncio.sleep, Seen(lab.folder / "seen"))
         done = await publish_to(sink, lab.folder / "model", MODEL, "main")
     assert answers == [False, True] and done.changed and done.stored == 1
     assert not await storage.lacks((await storage.manifest(MODEL, done.revision)).shards)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shared import log, plan
 from shared.clock import SystemClock
 from shared.digest import digest_of
-from shared.errors import NotFound
+from shared.errors import KeyRevoked, NotFound, UpstreamError
 from shared.keys import NodeKey
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task
@@ -96,14 +97,20 @@ class Network:
     clock: Clock
     url: str = ""
     public: set[str] = field(default_factory=lambda: {PUBLIC})
+    error: UpstreamError | None = None
+    """Why it is not known what the metadata says."""
 
     async def is_public(self, model: str) -> bool:
+        if self.error:
+            raise self.error
         return model in self.public
 
     def known_public(self, model: str) -> bool:
         return model in self.public
 
     async def access_list(self) -> AccessList:
+        if self.error:
+            raise self.error
         return self.access
 
     async def get(self, path: str, token: str = "", **headers: str) -> tuple[int, Mapping[str, str], bytes]:
@@ -127,9 +134,16 @@ def token(*scopes: str, key: NodeKey = KEY, at: float = NOW, name: str = "t") ->
 @pytest.fixture
 async def net() -> AsyncIterator[Network]:
     """A service with one public model, which has every other one too."""
+    async with serving() as made:
+        yield made
+
+
+@asynccontextmanager
+async def serving(*, sends_on: bool = False) -> AsyncIterator[Network]:
+    """One such service, or a router before it."""
     made = Network(AccessList([TokenKey(key_id(KEY.public), KEY.public)], {}), Tier(), Clock())
     app = make_app("test", made.clock, Metrics(), log.get("test"))
-    add_routes(app, made.tier, Gate(made, made.clock), Metrics())
+    add_routes(app, made.tier, Gate(made, made.clock, sends_on=sends_on), Metrics())
     runner = Runner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -182,6 +196,28 @@ async def test_a_token_that_is_not_good_is_refused_whatever_is_asked_for(net: Ne
             assert await net.code(f"{path}?token={shown}") == (401, code)
     status, fields, _ = await net.get("/models", bad["token_expired"])
     assert (status, fields["WWW-Authenticate"]) == (401, 'Bearer error="invalid_token"')
+    assert net.tier.asked == []
+
+
+@pytest.mark.parametrize("path", [path for path in EVERY if path.startswith(("/shards/", "/models/{}/files/"))])
+async def test_who_only_sends_on_may_do_so_while_nobody_knows_who_may_see_it(path: str) -> None:
+    """There is a gate where the client is sent. A token goes with it, and into nobody's cache."""
+    async with serving(sends_on=True) as net:
+        net.error = UpstreamError("away")
+        for shown in ("", token(), "nonsense"):
+            status, fields, body = await net.get(path.format(SECRET), shown)
+            assert (status, body) == (200, b"bytes"), "what stands for the redirect"
+            assert fields["Cache-Control"] == ("private, no-store" if shown else "public")
+            status, _, body = await net.get(path.format(SECRET), shown, Accept="application/vnd.nearshard.plan+json")
+            assert (status, body) == (200, b"bytes") or json.loads(body)["code"] == "upstream_error"
+        net.error = KeyRevoked("signed by somebody else")
+        assert await net.code(path.format(SECRET)) == (502, "key_revoked")
+
+
+@pytest.mark.parametrize("path", EVERY)
+async def test_who_answers_itself_must_know_who_may_see_it(net: Network, path: str) -> None:
+    net.error = UpstreamError("away")
+    assert await net.code(path.format(SECRET)) == (502, "upstream_error")
     assert net.tier.asked == []
 
 

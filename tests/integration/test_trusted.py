@@ -194,6 +194,19 @@ async def test_names_that_are_not_there(setting: Setting) -> None:
     assert trusted.access() == {"token_keys": [], "revoked": []}
 
 
+@pytest.mark.parametrize("code", ["upstream_error", "no_nodes"])
+async def test_who_knows_nothing_yet_hears_the_same_until_somebody_is_asked_again(setting: Setting, code: str) -> None:
+    """Not that metadata has expired: there never was any."""
+    setting.script.acts[:] = [unavailable]
+    if code == "no_nodes":
+        setting.sources.scripts.clear()
+    trusted = setting.trusted()
+    for _ in range(2):
+        with pytest.raises(UpstreamError) as error:
+            await trusted.is_public(MODEL)
+        assert error.value.error_code == code
+
+
 async def test_without_sources_it_goes_on_until_it_expires(setting: Setting) -> None:
     trusted = setting.trusted()
     first = await trusted.target(MODEL, "main")
@@ -324,6 +337,12 @@ async def test_rotation_is_followed_and_a_revoked_key_refused(setting: Setting) 
     setting.clock.now += LIFETIME + 1
     with pytest.raises(KeyRevoked):
         await trusted.target(MODEL, "main")
+    assert await trusted.is_public(MODEL), "who may see it is not in question: its revisions go on"
+    assert not trusted.known_public("acme/other")
+    setting.repository.sign_role(public_role("acme"), make_key(16))
+    setting.repository.sign_snapshot()
+    setting.clock.now += LIFETIME + 1
+    assert (await trusted.target(MODEL, "main")).revision != first.revision
 
 
 @pytest.mark.parametrize("revoked", [True, False])
