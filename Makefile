@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-long check docs bench-hit bench-router bench-cold bench-node simulate clean lock
+.PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
+	bench-publish simulate clean lock
 
 setup: $(STAMP)
 
@@ -26,6 +27,10 @@ test: setup
 test-long: setup
 	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest -m long -n 0
+
+# Every parser of network bytes, on damaged documents; a short run of it is part of `make test`.
+fuzz: setup
+	$(BIN)/python -W error -m tests.fuzz
 
 check: setup
 	$(BIN)/ruff check .
@@ -50,6 +55,12 @@ bench-cold: setup
 
 bench-node: setup
 	$(BIN)/python -m loadtests.bench_node
+
+bench-trust: setup
+	$(BIN)/python -m loadtests.bench_trust
+
+bench-publish: setup
+	$(BIN)/python -m loadtests.bench_publish
 
 # The ring at 10,000 nodes and 10 million shards; about two minutes.
 simulate: setup

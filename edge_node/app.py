@@ -20,7 +20,7 @@ from edge_node.identity import own_key, write_identity
 from edge_node.link import LinkPolicy
 from edge_node.membership import Membership
 from edge_node.operations import Operations
-from edge_node.peers import Peers
+from edge_node.peers import HOP, Peers
 from edge_node.round_trips import RoundTrips
 from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
@@ -31,22 +31,30 @@ from shared.clock import Clock
 from shared.errors import ConfigError
 from shared.metrics import Metrics
 from shared.node import State
+from shared.token_file import TokenFile
+from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH
+from shared.web.access import Gate
 from shared.web.announce import add_announce_route
 from shared.web.middleware import make_app
 from shared.web.reads import add_routes
 from shared.web.server import CONNECTION, DRAIN, listen
 from shared.web.session import Sessions
+from shared.web.tls import CLAIMED, Certificates
+from shared.web.trusted import Trusted
+from shared.web.trusted import Upstreams as TrustUpstreams
 
 
-def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
+def build_app(
+    settings: EdgeSettings, url: str, certificates: Certificates, clock: Clock, log: FilteringBoundLogger
+) -> web.Application:
     """An edge node, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
     log = log.bind(node=settings.node)
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     server = f"nearshard-edge {settings.node}"
     advertised = settings.advertise or url
-    sessions = Sessions(settings.upstream_proxies)
+    sessions = Sessions(settings.upstream_proxies, TokenFile(settings.token), certificates)
     memory = MemoryTier(settings.memory, metrics)
     disk = DiskTier(settings.data, settings.disk, clock, metrics, log)
     try:
@@ -61,9 +69,19 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         sessions, settings.origin, clock, metrics, parents=settings.parent, peers=peers, node=settings.node
     )
     cache = Cache(memory, disk, Fills(memory, disk, upstreams, clock, rng, metrics, log))
+    above = [*settings.parent, *settings.origin]
+    trusted = Trusted(
+        read_root(settings.trust_root, clock.time(), "edge.trust_root"),
+        TrustUpstreams(sessions, above, metrics, log),
+        clock,
+        lifetime=settings.ref_lifetime,
+        name=settings.node,
+        file=TrustFile(settings.data / "trust.msgpack"),
+    )
     catalog = Catalog(
         sessions,
-        [*settings.parent, *settings.origin],
+        above,
+        trusted,
         clock,
         settings.node,
         lifetime=settings.ref_lifetime,
@@ -72,6 +90,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     delivery = Delivery(
         cache,
         catalog,
+        trusted,
         upstreams,
         metrics,
         node=settings.node,
@@ -80,12 +99,13 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         origins=settings.origin,
         server=server,
         clock=clock,
+        known_public=trusted.known_public,
         small_model=settings.small_model,
     )
     upstreams.policy = LinkPolicy(
         settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
     )
-    operations = Operations(cache, catalog, upstreams, settings.data, clock, log)
+    operations = Operations(cache, catalog, trusted, upstreams, settings.data, clock, log)
     scrubber = Scrubber(disk, settings.scrub, clock, log)
 
     round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)
@@ -128,7 +148,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         else:
             await asyncio.to_thread(write_identity, settings.data, settings.node, key, record())
         operations.start()
-        sessions.resolve_ahead([*settings.parent, *settings.origin, *settings.router])
+        sessions.resolve_ahead([*above, *settings.router])
         membership.start()
         round_trips.start()
         scrubber.start()
@@ -139,6 +159,7 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
         await scrubber.close()
         await operations.close()
         await catalog.close()
+        await trusted.close()
         await cache.close()
         await sessions.close()
 
@@ -146,7 +167,8 @@ def build_app(settings: EdgeSettings, url: str, clock: Clock, log: FilteringBoun
     app[CONNECTION] = lambda *server, **options: ShortConnection(delivery.short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
+    app[CLAIMED] = lambda request: request.headers.get(HOP)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
-    add_routes(app, delivery, metrics)
+    add_routes(app, delivery, Gate(trusted, clock), metrics)
     add_announce_route(app, catalog.forget)
     return app

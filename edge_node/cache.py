@@ -14,8 +14,8 @@ from typing import BinaryIO, Protocol
 
 from edge_node.fill import Fill, Fills
 from edge_node.ledger import State
+from edge_node.shard_key import ShardKey
 from edge_node.store import DiskTier, MemoryTier, room
-from shared.digest import Digest
 from shared.errors import LocalError, NearshardError
 from shared.outcome import Outcome
 from shared.web.send import FileRegion, Piece
@@ -50,7 +50,7 @@ class MemoryReader:
     """A shard in memory."""
 
     memory: MemoryTier
-    digest: Digest
+    key: ShardKey
     view: memoryview
     outcome: Outcome = Outcome.HIT_MEMORY
 
@@ -64,7 +64,7 @@ class MemoryReader:
 
     def close(self) -> None:
         """Unpin."""
-        self.memory.ledger.unpin(self.digest)
+        self.memory.ledger.unpin(self.key)
 
 
 @dataclass
@@ -72,7 +72,7 @@ class DiskReader:
     """A shard on disk."""
 
     disk: DiskTier
-    digest: Digest
+    key: ShardKey
     file: BinaryIO
     outcome: Outcome = Outcome.HIT_DISK
 
@@ -86,12 +86,12 @@ class DiskReader:
 
     def broken(self) -> None:
         """The disk failed to give it: it is fetched anew when it is asked for."""
-        self.disk.damaged(self.digest)
+        self.disk.damaged(self.key)
 
     def close(self) -> None:
         """Close and unpin."""
         self.file.close()
-        self.disk.ledger.unpin(self.digest)
+        self.disk.ledger.unpin(self.key)
 
 
 @dataclass
@@ -126,57 +126,57 @@ class Cache:
         self.memory, self.disk, self.fills = memory, disk, fills
         self._promotions: set[asyncio.Task[None]] = set()
 
-    def peek(self, digest: Digest, *, from_above: bool = False) -> Outcome:
+    def peek(self, key: ShardKey, *, from_above: bool = False) -> Outcome:
         """How a read of this shard would be served now."""
-        if digest in self.memory:
+        if key in self.memory:
             return Outcome.HIT_MEMORY
-        if digest in self.disk.ledger:
+        if key in self.disk.ledger:
             return Outcome.HIT_DISK
-        if self.fills.get(digest, from_above=from_above):
+        if self.fills.get(key, from_above=from_above):
             return Outcome.COLLAPSED
-        return self.fills.predict(digest, from_above=from_above)
+        return self.fills.predict(key, from_above=from_above)
 
-    def known_size(self, digest: Digest) -> int | None:
+    def known_size(self, key: ShardKey) -> int | None:
         """Bytes of a shard that is held."""
         for tier in (self.memory, self.disk):
-            if digest in tier.ledger:
-                return tier.ledger.size(digest)
+            if key in tier.ledger:
+                return tier.ledger.size(key)
         return None
 
-    def open_held(self, digest: Digest) -> MemoryReader | DiskReader | None:
+    def open_held(self, key: ShardKey) -> MemoryReader | DiskReader | None:
         """Open a shard that is held whole, from memory or from disk; None for any other.
 
         Raises LocalError (``busy``) where this process cannot open more files.
         """
-        if digest in self.memory:
-            self.memory.ledger.pin(digest)
-            return MemoryReader(self.memory, digest, self.memory.view(digest))
-        if file := self.disk.open(digest):
-            self._promote(digest)
-            return DiskReader(self.disk, digest, file)
+        if key in self.memory:
+            self.memory.ledger.pin(key)
+            return MemoryReader(self.memory, key, self.memory.view(key))
+        if file := self.disk.open(key):
+            self._promote(key)
+            return DiskReader(self.disk, key, file)
         return None
 
-    def open(self, digest: Digest, size: int | None, *, from_above: bool = False) -> Reader:
+    def open(self, key: ShardKey, size: int | None, *, from_above: bool = False) -> Reader:
         """Open a shard: from memory, from disk, by joining its fill, or by starting one.
 
         ``size`` from a manifest, or None where only a source can say it. ``from_above``: for a peer.
         """
-        if held := self.open_held(digest):
+        if held := self.open_held(key):
             return held
-        fill = self.fills.get(digest, from_above=from_above)
+        fill = self.fills.get(key, from_above=from_above)
         joined = fill is not None
         if fill is None:
-            fill = self.fills.start(digest, size, from_above=from_above)
+            fill = self.fills.start(key, size, from_above=from_above)
         fill.join()
         return FillReader(fill, joined)
 
-    async def fetch(self, digest: Digest, size: int | None) -> None:
+    async def fetch(self, key: ShardKey, size: int | None) -> None:
         """Have a shard on this node, in the background: clients go first. Raises what a fill ends with."""
-        if self.known_size(digest) is not None:
+        if self.known_size(key) is not None:
             return
-        fill = self.fills.get(digest, from_above=False)
+        fill = self.fills.get(key, from_above=False)
         if fill is None:
-            fill = self.fills.start(digest, size, from_above=False, background=True)
+            fill = self.fills.start(key, size, from_above=False, background=True)
         await fill.wait_end()
 
     async def close(self) -> None:
@@ -184,21 +184,21 @@ class Cache:
         await self.fills.close()
         await asyncio.gather(*self._promotions, return_exceptions=True)
 
-    def _promote(self, digest: Digest) -> None:
+    def _promote(self, key: ShardKey) -> None:
         """Copy a shard that was read from disk into memory, beside the request that read it."""
-        size = self.disk.ledger.size(digest)
-        if size > self.memory.ledger.budget // PROMOTE or digest in self.memory:
+        size = self.disk.ledger.size(key)
+        if size > self.memory.ledger.budget // PROMOTE or key in self.memory:
             return
-        if self.memory.ledger.state(digest) is not State.ABSENT or not self.memory.reserve(digest, size):
+        if self.memory.ledger.state(key) is not State.ABSENT or not self.memory.reserve(key, size):
             return
         try:
-            file = self.disk.open(digest)
+            file = self.disk.open(key)
         except LocalError:
             file = None
         if file is None:
-            self.memory.release(digest)
+            self.memory.release(key)
             return
-        task = asyncio.create_task(self._copy(DiskReader(self.disk, digest, file), size))
+        task = asyncio.create_task(self._copy(DiskReader(self.disk, key, file), size))
         self._promotions.add(task)
         task.add_done_callback(self._promotions.discard)
 
@@ -207,8 +207,8 @@ class Cache:
             data = room(size)
             if await asyncio.to_thread(os.preadv, reader.file.fileno(), [data], 0) != size:
                 raise OSError("shorter than it was")
-            self.memory.commit(reader.digest, data.toreadonly())
+            self.memory.commit(reader.key, data.toreadonly())
         except (OSError, NearshardError):
-            self.memory.release(reader.digest)  # the disk tier finds out by itself when it is read
+            self.memory.release(reader.key)  # the disk tier finds out by itself when it is read
         finally:
             reader.close()

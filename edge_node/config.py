@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ByteSize, Field, model_validator
 
-from shared.config import HttpUrl, Name, ServiceSettings, size
+from shared.config import HttpUrl, Name, ServiceSettings, TrustRoot, size
 
 PROFILES: dict[str, dict[str, Any]] = {"gateway": {"memory": "64MiB", "disk": "2GiB", "small_model": "500MB"}}
 
@@ -15,7 +15,7 @@ PROFILES: dict[str, dict[str, Any]] = {"gateway": {"memory": "64MiB", "disk": "2
 class EdgeSettings(ServiceSettings):
     """An edge node: caches shards in memory and on disk, and serves them.
 
-    Example: nearshard edge --origin http://origin:8710 --router http://router:8700 --region north
+    Example: nearshard edge --trust-root root.json --origin http://origin:8710 --router http://router:8700
     """
 
     service: ClassVar[str] = "edge"
@@ -23,6 +23,9 @@ class EdgeSettings(ServiceSettings):
     port: int = Field(8720, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
     origin: list[HttpUrl] = Field(
         default_factory=lambda: ["http://127.0.0.1:8710"], description="Origins to fill from, best first."
+    )
+    trust_root: TrustRoot = Field(
+        Path(), validate_default=True, description="A trusted root.json: what refs mean is checked against it."
     )
     parent: list[HttpUrl] = Field(default_factory=list, description="Edges of a parent region, asked before origins.")
     replicas: int = Field(1, ge=1, le=8, description="Nodes of the region that keep each shard on disk.")
@@ -34,6 +37,9 @@ class EdgeSettings(ServiceSettings):
     data: Path = Field(
         default_factory=lambda: Path("~/.cache/nearshard/edge").expanduser(),
         description="Directory of the disk cache.",
+    )
+    token: Path | None = Field(
+        None, description="File (mode 0600) of this node's token, '*/*:read': for private models upstream."
     )
     profile: Literal["office", "gateway"] = Field(
         "office", description="gateway: 64 MiB of memory, 2 GiB of disk, models under 500 MB kept first."

@@ -12,14 +12,15 @@ Nothing here waits for a whole shard, and nothing is held but the window.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from edge_node.cache import Cache, Reader
 from edge_node.peers import HOP
+from edge_node.shard_key import ShardKey, shard_key
 from edge_node.short_path import ShortPath
 from edge_node.upstream import Upstreams
 from shared import plan, representation
@@ -28,17 +29,27 @@ from shared.clock import Clock
 from shared.conditional import NotModified, Whole, evaluate
 from shared.digest import Digest, hex_of
 from shared.ids import is_revision
-from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.web.access import private_model, token_text
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
+from shared.web.trusted import Trusted
 
 AHEAD, AHEAD_BYTES = 64, 128 << 20
 """Slices, and bytes of them, that are open at once: their fills run while earlier ones are sent. A link where packets
 get lost gives each connection little, so it takes many; what is filled in memory takes a quarter of it at most."""
+
+
+class Wanted(NamedTuple):
+    """A slice to send: the shard as the cache calls it, the bytes of it all, and which of them."""
+
+    key: ShardKey
+    size: int
+    offset: int
+    length: int
 
 
 class Delivery:
@@ -48,6 +59,7 @@ class Delivery:
         self,
         cache: Cache,
         catalog: Catalog,
+        trusted: Trusted,
         upstreams: Upstreams,
         metrics: Metrics,
         *,
@@ -57,9 +69,11 @@ class Delivery:
         origins: list[str],
         server: str,
         clock: Clock,
+        known_public: Callable[[str], bool],
         small_model: int = 0,
     ) -> None:
-        self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
+        """``known_public``: whether a model is known to be for all."""
+        self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
         self._small_model = small_model
         self.in_flight = 0
@@ -70,14 +84,16 @@ class Delivery:
         """What the metrics were told of counts and bytes."""
         self._metrics = metrics
         metrics.before_render.append(self._tell_metrics)
-        self.short_path = ShortPath(cache, node, server, clock, self._count, lambda: upstreams.peers.epoch)
+        self.short_path = ShortPath(
+            cache, node, server, clock, self._count, lambda: upstreams.peers.epoch, known_public
+        )
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """Steps 2 to 5 for a task, a file or a shard. Raises RequestError or UpstreamError."""
         self.in_flight += 1
         try:
             if isinstance(path, BlobPath):
-                return await self._blob(request, path.digest)
+                return await self._blob(request, path.digest, shard_key(path.digest, path.model))
             return await self._layout(request, path)
         finally:
             self.in_flight -= 1
@@ -85,36 +101,39 @@ class Delivery:
     async def _layout(self, request: web.Request, path: TaskPath | FilePath) -> web.StreamResponse:
         """A task or a file: many slices, their sizes known from the manifest."""
         found = await self._catalog.resolve(path.model, path.ref)
-        self._favour(found.manifest)
+        private = private_model(request)
+        self._favour(found.manifest, private)
         shown = representation.of_path(path, found.manifest)
         decision, span = decide(request, shown)
         slices = [] if isinstance(decision, NotModified) else list(shown.layout.cut(span))
         above = HOP in request.headers
-        outcomes = [self._cache.peek(piece.digest, from_above=above) for piece in slices]
+        outcomes = [self._cache.peek(shard_key(piece.digest, private), from_above=above) for piece in slices]
         outcome = dearest(outcomes or [Outcome.HIT_MEMORY])
         vary = {"Vary": "Accept"}
         fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields, **vary}
-        if is_revision(path.ref) and request.method == "GET":
-            self.short_path.learn(request.raw_path, shown, vary)
-        async with aclosing(self._pieces(iter(slices), found.manifest.shards, from_above=above)) as pieces:
+        if is_revision(path.ref) and request.method == "GET" and not private and not token_text(request):
+            self.short_path.learn(request.raw_path, path.model, shown, vary)
+        sizes = found.manifest.shards
+        wanted = (Wanted(shard_key(s.digest, private), sizes[s.digest], s.offset, s.length) for s in slices)
+        async with aclosing(self._pieces(wanted, from_above=above)) as pieces:
             return await send(request, shown, decision, span, pieces, fields)
 
-    def _favour(self, manifest: Manifest) -> None:
+    def _favour(self, manifest: Manifest, private: str) -> None:
         """Remember the shards of a small model: they are evicted after all others."""
         if self._small_model and sum(manifest.shards.values()) <= self._small_model:
-            self._cache.fills.favoured.update(manifest.shards)
+            self._cache.fills.favoured.update(shard_key(digest, private) for digest in manifest.shards)
 
-    async def _blob(self, request: web.Request, digest: Digest) -> web.StreamResponse:
+    async def _blob(self, request: web.Request, digest: Digest, key: ShardKey) -> web.StreamResponse:
         """A shard by name: its size is known where it is held, else a source says it."""
         if isinstance(evaluate(conditions(request), hex_of(digest), None), NotModified):
             shown = representation.of_blob(digest, 0)  # whoever has the digest has the bytes: nothing to look up
             return await send(request, shown, NotModified(), shown.layout.whole, _nothing(), {})
         above = HOP in request.headers
-        held = self._cache.known_size(digest) is not None or self._cache.fills.get(digest, from_above=above)
+        held = self._cache.known_size(key) is not None or self._cache.fills.get(key, from_above=above)
         if request.method == "HEAD" and not held:
-            shown = representation.of_blob(digest, await self._upstreams.blob_size(digest))
+            shown = representation.of_blob(digest, await self._upstreams.blob_size(key))
             return await send(request, shown, Whole(), shown.layout.whole, _nothing(), {})
-        reader = self._cache.open(digest, None, from_above=above)
+        reader = self._cache.open(key, None, from_above=above)
         try:
             shown = representation.of_blob(digest, await reader.size())
             decision, span = decide(request, shown)
@@ -124,42 +143,40 @@ class Delivery:
         finally:
             reader.close()
 
-    async def _pieces(
-        self, slices: Iterator[Slice], sizes: Mapping[Digest, int], *, from_above: bool
-    ) -> AsyncGenerator[Piece]:
+    async def _pieces(self, slices: Iterator[Wanted], *, from_above: bool) -> AsyncGenerator[Piece]:
         """The bytes of ``slices`` in order. Up to AHEAD that are not held are opened early, so that their fills run;
         what is held is opened when it is its turn, so that a reader costs one descriptor."""
-        window: deque[tuple[Slice, Reader | None]] = deque()
+        window: deque[tuple[Wanted, Reader | None]] = deque()
         ahead = 0.0  # of the window
         try:
             while True:
                 while len(window) < AHEAD and ahead < 1 and (piece := next(slices, None)):
-                    ahead += self._share(piece, sizes)
-                    held = self._cache.known_size(piece.digest) is not None
-                    window.append((piece, None if held else self._open(piece, sizes, from_above=from_above)))
+                    ahead += self._share(piece)
+                    held = self._cache.known_size(piece.key) is not None
+                    window.append((piece, None if held else self._open(piece, from_above=from_above)))
                 if not window:
                     return
                 piece, early = window.popleft()
-                reader = early or self._open(piece, sizes, from_above=from_above)
+                reader = early or self._open(piece, from_above=from_above)
                 try:
                     async for part in self._counted(reader, piece.offset, piece.length):
                         yield part
                 finally:
                     reader.close()
-                ahead -= self._share(piece, sizes)
+                ahead -= self._share(piece)
         finally:
             for _, early in window:
                 if early:
                     early.close()
 
-    def _share(self, piece: Slice, sizes: Mapping[Digest, int]) -> float:
+    def _share(self, piece: Wanted) -> float:
         """Of the window: what is filled in memory would keep everything else out of a small one."""
-        on_disk = self._upstreams.owned(piece.digest)
+        on_disk = self._upstreams.owned(piece.key)
         room = AHEAD_BYTES if on_disk else min(AHEAD_BYTES, self._cache.memory.ledger.budget // 4)
-        return sizes[piece.digest] / max(1, room)
+        return piece.size / max(1, room)
 
-    def _open(self, piece: Slice, sizes: Mapping[Digest, int], *, from_above: bool) -> Reader:
-        return self._cache.open(piece.digest, sizes[piece.digest], from_above=from_above)
+    def _open(self, piece: Wanted, *, from_above: bool) -> Reader:
+        return self._cache.open(piece.key, piece.size, from_above=from_above)
 
     async def _counted(self, reader: Reader, offset: int, length: int) -> AsyncGenerator[Piece]:
         """What a reader gives, and a note of how it was had."""
@@ -187,6 +204,10 @@ class Delivery:
         """A listing, from the catalog."""
         return await self._catalog.listing(path)
 
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata, as it was verified here."""
+        return await self._trusted.file(path)
+
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """This node, then the origins."""
         urls = [self._url, *self._origins]
@@ -210,6 +231,7 @@ class Delivery:
             "disk": vars(self._cache.disk.ledger.statistics()),
             "upstream_bytes": self._upstreams.received.total() - self._upstreams.received[Outcome.FILL_PEER],
             "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
+            "trust": self._trusted.status(),
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }

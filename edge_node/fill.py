@@ -23,13 +23,15 @@ from contextlib import AsyncExitStack
 from structlog.typing import FilteringBoundLogger
 
 from edge_node.gaps import Gap, Gaps
+from edge_node.shard_key import ShardKey, digest_in
 from edge_node.store import Buffer, DiskBuffer, DiskTier, MemoryBuffer, MemoryTier
 from edge_node.upstream import NotBlamed, Source, Upstreams
 from shared.clock import Clock
-from shared.digest import Digest, hex_of
+from shared.digest import hex_of
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError, first_error
 from shared.metrics import Metrics
 from shared.outcome import Outcome
+from shared.tasks import end
 from shared.web.send import Piece
 from shared.web.session import NoRanges
 
@@ -55,15 +57,15 @@ that one waits for its turn before its readers are told to try again."""
 class Fill:
     """One fill under way. Made by ``Fills`` only."""
 
-    def __init__(self, fills: Fills, digest: Digest, size: int | None, *, from_above: bool, background: bool) -> None:
-        self.digest = digest
+    def __init__(self, fills: Fills, key: ShardKey, size: int | None, *, from_above: bool, background: bool) -> None:
+        self.key = key
         self.from_above = from_above
         """Whether a peer asked for it: then no peer is asked."""
         self.background = background
         """Whether no client waits for it: then it comes after all that clients wait for."""
         self.size = size
         """Bytes of the shard; None until a source has said it."""
-        self.outcome = fills.predict(digest, from_above=from_above)
+        self.outcome = fills.predict(key, from_above=from_above)
         """Where it comes from: at first as the order of the sources has it, then as it was."""
         self.verified = False
         """Whether all bytes are there, and right."""
@@ -89,7 +91,7 @@ class Fill:
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Fill {self.digest[:19]} of {self.size} bytes, {self._gaps}, {self._readers} readers>"
+        return f"<Fill {self.key[:19]} of {self.size} bytes, {self._gaps}, {self._readers} readers>"
 
     # Readers
 
@@ -162,7 +164,7 @@ class Fill:
             self._give_up(UpstreamError("the node is shutting down"))
             raise
         except Exception as error:
-            fills.log.error("a fill failed", shard=self.digest, exc_info=error)
+            fills.log.error("a fill failed", shard=self.key, exc_info=error)
             self._give_up(NearshardError(f"fill failed: {error}"))
         finally:
             self.over = True
@@ -176,7 +178,7 @@ class Fill:
             if attempt:
                 await self._fills.clock.sleep(BACKOFF * (1 + self._fills.random.random()))
             again = False
-            for source in self._fills.upstreams.ordered(self.digest, from_above=self.from_above):
+            for source in self._fills.upstreams.ordered(self.key, from_above=self.from_above):
                 missing = self.missing
                 try:
                     await self._take(source)
@@ -221,9 +223,9 @@ class Fill:
             self._restart()
             await self._stream(source, None)
         await self._hash_behind()
-        if self._hash.hexdigest() != hex_of(self.digest):
+        if self._hash.hexdigest() != hex_of(digest_in(self.key)):
             self._restart()
-            raise IntegrityError(f"{source.url} sent bytes that are not {self.digest}")
+            raise IntegrityError(f"{source.url} sent bytes that are not {self.key}")
 
     async def _stream_all(self, source: Source, gaps: list[Gap]) -> None:
         """Several gaps from one source at once; the first error ends all.
@@ -277,7 +279,7 @@ class Fill:
             if gap:
                 gap.opened = self._fills.clock.monotonic(), gap.start
             try:
-                body = await stack.enter_async_context(upstreams.open(turn, self.digest, start, stop, self.size))
+                body = await stack.enter_async_context(upstreams.open(turn, self.key, start, stop, self.size))
             except NoRanges:
                 upstreams.only_whole(source, forever=True)
                 raise
@@ -329,12 +331,12 @@ class Fill:
 
         On the disk of a node that does not own it, a shard stays only while it is read.
         """
-        owned = self._fills.upstreams.owned(self.digest)
-        buffer = None if owned else MemoryBuffer(self._fills.memory, self.digest, size)
+        owned = self._fills.upstreams.owned(self.key)
+        buffer = None if owned else MemoryBuffer(self._fills.memory, self.key, size)
         if buffer and buffer.kept:
             return buffer
-        favoured = self.digest in self._fills.favoured
-        on_disk = self._fills.disk.begin(self.digest, size, favoured=favoured, kept=owned)
+        favoured = self.key in self._fills.favoured
+        on_disk = self._fills.disk.begin(self.key, size, favoured=favoured, kept=owned)
         return on_disk or await self._in_memory(size)
 
     async def _in_memory(self, size: int) -> MemoryBuffer:
@@ -343,7 +345,7 @@ class Fill:
         Those few are for shards that somebody reads right now: one that was opened ahead must not keep out the
         one that its reader needs first.
         """
-        buffer = MemoryBuffer(self._fills.memory, self.digest, size)
+        buffer = MemoryBuffer(self._fills.memory, self.key, size)
         if not buffer.kept:
             await self._wanted.wait()
             try:
@@ -436,39 +438,37 @@ class Fills:
         self.memory, self.disk, self.upstreams = memory, disk, upstreams
         self.clock, self.random, self.metrics, self.log = clock, rng, metrics, log
         self.overflow = asyncio.Semaphore(OVERFLOW)
-        self._under_way: dict[tuple[Digest, bool], Fill] = {}
+        self._under_way: dict[tuple[ShardKey, bool], Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.favoured: set[Digest] = set()
+        self.favoured: set[ShardKey] = set()
         """Shards of small models, where the operator wants those kept first."""
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def get(self, digest: Digest, *, from_above: bool) -> Fill | None:
+    def get(self, key: ShardKey, *, from_above: bool) -> Fill | None:
         """The fill of a shard that is under way. A peer must not join one that may wait on a peer."""
-        above = self._under_way.get((digest, True))
-        return above if above or from_above else self._under_way.get((digest, False))
+        above = self._under_way.get((key, True))
+        return above if above or from_above else self._under_way.get((key, False))
 
-    def predict(self, digest: Digest, *, from_above: bool) -> Outcome:
+    def predict(self, key: ShardKey, *, from_above: bool) -> Outcome:
         """Where a fill would come from, if all goes well."""
-        ordered = self.upstreams.ordered(digest, from_above=from_above)
+        ordered = self.upstreams.ordered(key, from_above=from_above)
         return ordered[0].outcome if ordered else Outcome.FILL_ORIGIN
 
-    def start(self, digest: Digest, size: int | None, *, from_above: bool, background: bool = False) -> Fill:
+    def start(self, key: ShardKey, size: int | None, *, from_above: bool, background: bool = False) -> Fill:
         """Begin a fill of a shard that has none. ``size`` in bytes where it is known."""
-        fill = Fill(self, digest, size, from_above=from_above, background=background)
-        self._under_way[digest, from_above] = fill
-        task = asyncio.create_task(fill.run(), name=f"fill {digest[:19]}")
+        fill = Fill(self, key, size, from_above=from_above, background=background)
+        self._under_way[key, from_above] = fill
+        task = asyncio.create_task(fill.run(), name=f"fill {key[:19]}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return fill
 
     def ended(self, fill: Fill) -> None:
         """A fill is over: whoever asks next finds the shard in a tier, or starts another."""
-        del self._under_way[fill.digest, fill.from_above]
+        del self._under_way[fill.key, fill.from_above]
 
     async def close(self) -> None:
         """End every fill; their readers are told."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from shared.digest import Digest
+from edge_node.shard_key import ShardKey
 
 
 class State(Enum):
@@ -64,124 +64,124 @@ class Ledger:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.used = 0
-        self.kept: frozenset[Digest] = frozenset()
+        self.kept: frozenset[ShardKey] = frozenset()
         """Shards that the operator keeps: never evicted."""
-        self._filling: dict[Digest, Entry] = {}
-        self._probation: OrderedDict[Digest, Entry] = OrderedDict()
-        self._protected: OrderedDict[Digest, Entry] = OrderedDict()
+        self._filling: dict[ShardKey, Entry] = {}
+        self._probation: OrderedDict[ShardKey, Entry] = OrderedDict()
+        self._protected: OrderedDict[ShardKey, Entry] = OrderedDict()
         self._protected_bytes = 0
-        self._pins: Counter[Digest] = Counter()
+        self._pins: Counter[ShardKey] = Counter()
         """Readers by shard. They outlive an entry that is dropped under them, and hold its successor too."""
 
     def __repr__(self) -> str:
         return f"<Ledger {self.used}/{self.budget} bytes, {self.statistics().entries} entries>"
 
-    def __contains__(self, digest: Digest) -> bool:
-        return digest in self._protected or digest in self._probation
+    def __contains__(self, key: ShardKey) -> bool:
+        return key in self._protected or key in self._probation
 
-    def __iter__(self) -> Iterator[Digest]:
+    def __iter__(self) -> Iterator[ShardKey]:
         """Entries that are READY, the next to be evicted first."""
         return iter([*self._probation, *self._protected])
 
-    def state(self, digest: Digest) -> State:
+    def state(self, key: ShardKey) -> State:
         """Where an entry is in its life."""
-        if digest in self:
+        if key in self:
             return State.READY
-        return State.FILLING if digest in self._filling else State.ABSENT
+        return State.FILLING if key in self._filling else State.ABSENT
 
-    def size(self, digest: Digest) -> int:
+    def size(self, key: ShardKey) -> int:
         """Bytes of an entry that is there. Raises KeyError."""
-        return self._find(digest).size
+        return self._find(key).size
 
-    def reserve(self, digest: Digest, size: int, *, favoured: bool = False) -> list[Digest] | None:
+    def reserve(self, key: ShardKey, size: int, *, favoured: bool = False) -> list[ShardKey] | None:
         """Room for a fill: the entries that were evicted for it (the caller drops their bytes now).
 
         None where it does not fit, and then nothing was evicted.
         """
-        self._expect(digest, State.ABSENT, State.FILLING)
+        self._expect(key, State.ABSENT, State.FILLING)
         victims = self._victims(self.used + size - self.budget)
         if victims is None:
             return None
         for victim in victims:
             self.drop(victim)
-        self._filling[digest] = Entry(size, favoured)
+        self._filling[key] = Entry(size, favoured)
         self.used += size
         return victims
 
-    def commit(self, digest: Digest) -> None:
+    def commit(self, key: ShardKey) -> None:
         """The fill is complete and verified; on probation, and the last to go there."""
-        self._expect(digest, State.FILLING, State.READY)
-        self._probation[digest] = self._filling.pop(digest)
+        self._expect(key, State.FILLING, State.READY)
+        self._probation[key] = self._filling.pop(key)
 
-    def release(self, digest: Digest) -> None:
+    def release(self, key: ShardKey) -> None:
         """The fill was given up: its room is free again."""
-        self._expect(digest, State.FILLING, State.ABSENT)
-        self.used -= self._filling.pop(digest).size
+        self._expect(key, State.FILLING, State.ABSENT)
+        self.used -= self._filling.pop(key).size
 
-    def drop(self, digest: Digest) -> None:
+    def drop(self, key: ShardKey) -> None:
         """An entry is gone: evicted, purged, or damaged."""
-        self._expect(digest, State.READY, State.ABSENT)
-        entry = self._probation.pop(digest, None)
+        self._expect(key, State.READY, State.ABSENT)
+        entry = self._probation.pop(key, None)
         if entry is None:
-            entry = self._protected.pop(digest)
+            entry = self._protected.pop(key)
             self._protected_bytes -= entry.size
         self.used -= entry.size
 
-    def hold(self, digest: Digest) -> None:
+    def hold(self, key: ShardKey) -> None:
         """Pin an entry, or a fill, without using it."""
-        self._pins[digest] += 1
+        self._pins[key] += 1
 
-    def pin(self, digest: Digest) -> int:
+    def pin(self, key: ShardKey) -> int:
         """Use an entry: it cannot be evicted until ``unpin``. Gives its size; raises KeyError."""
-        size = self._find(digest).size
-        self._pins[digest] += 1
-        self.touch(digest)
+        size = self._find(key).size
+        self._pins[key] += 1
+        self.touch(key)
         return size
 
-    def touch(self, digest: Digest) -> None:
+    def touch(self, key: ShardKey) -> None:
         """Use an entry: now protected, and the last to go. A fill, or what is absent, is left as it is."""
-        if digest in self._protected:
-            self._protected.move_to_end(digest)
+        if key in self._protected:
+            self._protected.move_to_end(key)
             return
-        entry = self._probation.pop(digest, None)
+        entry = self._probation.pop(key, None)
         if entry is None:
             return
-        self._protected[digest] = entry
+        self._protected[key] = entry
         self._protected_bytes += entry.size
         while self._protected_bytes > PROTECTED * self.budget:
             demoted, entry = self._protected.popitem(last=False)
             self._protected_bytes -= entry.size
             self._probation[demoted] = entry
 
-    def unpin(self, digest: Digest) -> None:
+    def unpin(self, key: ShardKey) -> None:
         """One reader less. An entry that was dropped meanwhile is no matter."""
-        self._pins[digest] -= 1
-        if self._pins[digest] <= 0:
-            del self._pins[digest]
+        self._pins[key] -= 1
+        if self._pins[key] <= 0:
+            del self._pins[key]
 
     def statistics(self) -> LedgerStatistics:
         """What is held now."""
         segments = (self._filling, self._probation, self._protected)
-        pinned = sum(entry.size for part in segments for digest, entry in part.items() if digest in self._pins)
+        pinned = sum(entry.size for part in segments for key, entry in part.items() if key in self._pins)
         return LedgerStatistics(self.budget, self.used, sum(map(len, segments)), pinned)
 
-    def _victims(self, need: int) -> list[Digest] | None:
+    def _victims(self, need: int) -> list[ShardKey] | None:
         """What to evict for ``need`` bytes more; None where that much cannot be had."""
-        victims: list[Digest] = []
+        victims: list[ShardKey] = []
         for favoured in (False, True):
             for segment in (self._probation, self._protected):
-                for digest, entry in segment.items():
+                for key, entry in segment.items():
                     if need <= 0:
                         return victims
-                    if entry.favoured is favoured and digest not in self._pins and digest not in self.kept:
-                        victims.append(digest)
+                    if entry.favoured is favoured and key not in self._pins and key not in self.kept:
+                        victims.append(key)
                         need -= entry.size
         return victims if need <= 0 else None
 
-    def _find(self, digest: Digest) -> Entry:
-        entry = self._protected.get(digest) or self._probation.get(digest)
-        return entry or self._filling[digest]
+    def _find(self, key: ShardKey) -> Entry:
+        entry = self._protected.get(key) or self._probation.get(key)
+        return entry or self._filling[key]
 
-    def _expect(self, digest: Digest, before: State, after: State) -> None:
-        if self.state(digest) is not before or (before, after) not in MOVES:
-            raise RuntimeError(f"an entry that is {self.state(digest).value} cannot become {after.value}")
+    def _expect(self, key: ShardKey, before: State, after: State) -> None:
+        if self.state(key) is not before or (before, after) not in MOVES:
+            raise RuntimeError(f"an entry that is {self.state(key).value} cannot become {after.value}")

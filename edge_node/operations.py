@@ -17,14 +17,17 @@ from structlog.typing import FilteringBoundLogger
 
 from edge_node.cache import Cache
 from edge_node.link import LinkPolicy, parse_policy
+from edge_node.shard_key import ShardKey, shard_key
 from edge_node.upstream import Upstreams
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.codec import decode_json, encode_json
-from shared.digest import Digest, parse_digest
+from shared.digest import parse_digest
 from shared.errors import DecodeError, NearshardError, NotFound
 from shared.files import replace_file
 from shared.ids import parse_task_id
+from shared.tasks import end
+from shared.web.trusted import Trusted
 
 AT_ONCE = 4
 """Shards that one preheat fetches at a time; clients still go first."""
@@ -51,14 +54,21 @@ class Operations:
     """The operator's hand on one node."""
 
     def __init__(
-        self, cache: Cache, catalog: Catalog, upstreams: Upstreams, data: Path, clock: Clock, log: FilteringBoundLogger
+        self,
+        cache: Cache,
+        catalog: Catalog,
+        trusted: Trusted,
+        upstreams: Upstreams,
+        data: Path,
+        clock: Clock,
+        log: FilteringBoundLogger,
     ) -> None:
-        self._cache, self._catalog, self._upstreams = cache, catalog, upstreams
+        self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._pins_file = data / "pins.json"
         self._clock, self._log = clock, log
         self._jobs: dict[int, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pinned: dict[str, frozenset[Digest]] = {}
+        self._pinned: dict[str, frozenset[ShardKey]] = {}
         self.draining = False
         """Whether this node is to get no new clients, and to own no shards: said in its heartbeats."""
 
@@ -87,7 +97,7 @@ class Operations:
         """Begin to fetch what this node owns of ``what``. Raises BadId, NotFound or UpstreamError."""
         shards = await self._shards(what)
         number = max(self._jobs, default=0) + 1
-        owned = {digest: size for digest, size in shards.items() if self._upstreams.owned(digest)}
+        owned = {key: size for key, size in shards.items() if self._upstreams.owned(key)}
         job = self._jobs[number] = Job(number, what, shards=len(owned), bytes=sum(owned.values()))
         for old in sorted(self._jobs)[:-KEEP_JOBS]:
             del self._jobs[old]
@@ -100,16 +110,16 @@ class Operations:
             raise NotFound("there is no such job", code="unknown_path")
         return self._jobs[number]
 
-    async def _run(self, job: Job, shards: Mapping[Digest, int]) -> None:
+    async def _run(self, job: Job, shards: Mapping[ShardKey, int]) -> None:
         waiting = iter(shards.items())
 
         async def work() -> None:
-            for digest, size in waiting:
+            for key, size in waiting:
                 while self._upstreams.policy.metered:
                     job.state = "paused: the link is metered"
                     await self._clock.sleep(PAUSE)
                 job.state = "running"
-                await self._cache.fetch(digest, size)
+                await self._cache.fetch(key, size)
                 job.shards_done += 1
                 job.bytes_done += size
 
@@ -170,10 +180,10 @@ class Operations:
     async def purge(self, what: str) -> dict[str, int]:
         """Drop ``what`` from memory and disk: shards and bytes that went. A later request fetches it again."""
         gone = {"shards": 0, "bytes": 0}
-        for digest in await self._shards(what):
-            if (size := self._cache.known_size(digest)) is not None:
-                self._cache.memory.drop(digest)
-                self._cache.disk.drop(digest)
+        for key in await self._shards(what):
+            if (size := self._cache.known_size(key)) is not None:
+                self._cache.memory.drop(key)
+                self._cache.disk.drop(key)
                 gone["shards"] += 1
                 gone["bytes"] += size
         self._log.info("purged", what=what, **gone)
@@ -181,22 +191,21 @@ class Operations:
 
     async def close(self) -> None:
         """End what is under way."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
 
-    async def _shards(self, what: str) -> dict[Digest, int]:
-        """The shards of ``what`` and their sizes (0 for a digest by itself)."""
+    async def _shards(self, what: str) -> dict[ShardKey, int]:
+        """The shards of ``what`` and their sizes (0 for a digest by itself, which names a public shard)."""
         if what.startswith("sha256:"):
-            digest = parse_digest(what)
-            return {digest: self._cache.known_size(digest) or 0}
+            key = shard_key(parse_digest(what))
+            return {key: self._cache.known_size(key) or 0}
         task_id = parse_task_id(what)
+        private = "" if await self._trusted.is_public(task_id.model) else task_id.model
         manifest = (await self._catalog.resolve(task_id.model, task_id.ref)).manifest
         if ":" not in what.partition("@")[0]:
-            return dict(manifest.shards)
+            return {shard_key(digest, private): size for digest, size in manifest.shards.items()}
         task = manifest.task(task_id.task)
         layouts = [task.layout, *(manifest.files[path] for path in task.files)]
-        return {digest: manifest.shards[digest] for layout in layouts for digest in layout.shards()}
+        return {shard_key(digest, private): manifest.shards[digest] for layout in layouts for digest in layout.shards()}
 
     def _own(self, work: Any) -> None:
         task = asyncio.create_task(work)

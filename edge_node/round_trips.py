@@ -21,6 +21,7 @@ from shared import codec
 from shared.clock import Clock
 from shared.errors import RequestError, UpstreamError
 from shared.node import Node, parse_node
+from shared.tasks import end
 from shared.web.session import fetch
 
 EAGER = 2.0
@@ -70,9 +71,7 @@ class RoundTrips:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end([self._task] if self._task else [])
 
     async def _run(self) -> None:
         await self._clock.sleep(min(EAGER, self._interval) * self._random.random())

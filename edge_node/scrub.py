@@ -9,10 +9,12 @@ from typing import BinaryIO
 
 from structlog.typing import FilteringBoundLogger
 
+from edge_node.shard_key import ShardKey, digest_in
 from edge_node.store import DiskTier
 from shared.clock import Clock
-from shared.digest import Digest, hex_of
+from shared.digest import hex_of
 from shared.errors import LocalError
+from shared.tasks import end
 
 BLOCK = 1 << 20
 LEAST_PAUSE = 0.05
@@ -37,24 +39,22 @@ class Scrubber:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end([self._task] if self._task else [])
 
     async def _run(self) -> None:
         while True:
             shards = list(self._disk.ledger)
             pause = max(LEAST_PAUSE, self._cycle / len(shards)) if shards else min(IDLE, self._cycle)
-            for digest in shards:
-                await self.check(digest)
+            for key in shards:
+                await self.check(key)
                 await self._clock.sleep(pause)
             if not shards:
                 await self._clock.sleep(pause)
 
-    async def check(self, digest: Digest) -> bool:
+    async def check(self, key: ShardKey) -> bool:
         """Whether a shard on disk is what it was; one that is not is dropped, and fetched when it is asked for."""
         try:
-            file = self._disk.look(digest)
+            file = self._disk.look(key)
         except LocalError:
             return True  # the next cycle looks again
         if file is None:
@@ -65,13 +65,13 @@ class Scrubber:
             found = str(error)
         finally:
             file.close()
-            self._disk.ledger.unpin(digest)
+            self._disk.ledger.unpin(key)
         self.checked += 1
-        if found == hex_of(digest):
+        if found == hex_of(digest_in(key)):
             return True
         self.rotten += 1
-        self._log.warning("a cached shard has rotted", shard=digest)
-        self._disk.drop(digest)
+        self._log.warning("a cached shard has rotted", shard=key)
+        self._disk.drop(key)
         return False
 
 

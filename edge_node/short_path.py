@@ -4,9 +4,10 @@ Where a plain request is for something immutable that is held whole in memory or
 with the same bytes that the long path would send. Ranges, refs and misses go to aiohttp, as what is not plain does.
 
 1. known?     ``/blobs/<digest>``, or a path of a pinned revision that the long path has answered before
+              of a public model; what is private goes to aiohttp, and is never known here
 2. held?      every slice is in memory or on disk now; they are opened (pinned) with no await in between
 3. send       small bodies with their head in one write; the rest by sendfile on a duplicate of the socket, which the
-              event loop can watch (its own descriptor belongs to the transport)
+              event loop can watch (its own descriptor belongs to the transport); with TLS, aiohttp sends those
 
 While an answer is being sent, what else arrives on the connection waits its turn in ``_held_back``.
 """
@@ -26,6 +27,7 @@ from aiohttp import web
 
 from edge_node.cache import Cache, DiskReader, MemoryReader
 from edge_node.peers import HOP
+from edge_node.shard_key import ShardKey, shard_key
 from shared.clock import Clock
 from shared.conditional import Conditions, NotModified, Whole, evaluate
 from shared.digest import parse_digest
@@ -35,6 +37,7 @@ from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
 from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainRequests
 from shared.web.send import SMALL, STALL, UNREADABLE, fields_of
+from shared.web.wire import duplicate, is_encrypted
 
 MAX_HELD_BACK = 64 << 10
 """Bytes that may arrive while an answer is being sent; then reading stops."""
@@ -55,6 +58,8 @@ class Known:
 
     shown: Representation
     slices: tuple[Slice, ...]
+    model: str
+    """The model that it is of; empty for a shard."""
     fields: Mapping[str, str]
     """Fields beside those of the representation (Vary)."""
     any_accept: bool
@@ -78,19 +83,21 @@ class ShortPath:
         clock: Clock,
         count: Callable[[Outcome, int], None],
         epoch: Callable[[], int],
+        known_public: Callable[[str], bool],
     ) -> None:
         """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
-        while none is known."""
+        while none is known. ``known_public``: whether a model is known to be for all."""
         self.cache, self.count = cache, count
         self.requests = PlainRequests([HOP.lower().encode()])  # what is held is sent to a peer as to anybody
         self._end = DatedEnd(server, clock, epoch)
-        self._node = node
+        self._node, self._known_public = node, known_public
         self._known: OrderedDict[bytes, Known] = OrderedDict()
 
-    def learn(self, target: str, shown: Representation, fields: Mapping[str, str]) -> None:
-        """The long path has answered ``target``, a task or a file, which will never mean anything else."""
+    def learn(self, target: str, model: str, shown: Representation, fields: Mapping[str, str]) -> None:
+        """The long path has answered ``target``, a task or a file of a public model, which will never mean anything
+        else."""
         slices = tuple(shown.layout.cut(shown.layout.whole))
-        known = Known(shown, slices, fields, any_accept=False, quoted=f'"{shown.etag}"'.encode())
+        known = Known(shown, slices, model, fields, any_accept=False, quoted=f'"{shown.etag}"'.encode())
         self._remember(target.encode(), known)
 
     def find(self, target: bytes, fields: PlainFields) -> Known | None:
@@ -98,7 +105,9 @@ class ShortPath:
         known = self._known.get(target)
         if known is None and target.startswith(_BLOBS):
             known = self._blob(target)
-        return known if known and (known.any_accept or fields.accept == b"*/*") else None
+        if known is None or not (known.any_accept or fields.accept == b"*/*"):
+            return None
+        return known if not known.model or self._known_public(known.model) else None
 
     def small(self, known: Known) -> bytes | None:
         """The whole answer, where the body is small and in memory; it is written at once, so nothing is pinned."""
@@ -106,7 +115,7 @@ class ShortPath:
             return None
         parts = []
         for piece in known.slices:
-            view = self.cache.memory.peek(piece.digest)
+            view = self.cache.memory.peek(_key(piece))
             if view is None:
                 return None
             parts.append(view[piece.offset : piece.offset + piece.length])
@@ -121,7 +130,7 @@ class ShortPath:
         opened: list[Held] = []
         for piece in known.slices:
             try:
-                reader = self.cache.open_held(piece.digest)
+                reader = self.cache.open_held(_key(piece))
             except LocalError:
                 reader = None  # no descriptor for it: the long path says so
             if reader is None:
@@ -149,11 +158,11 @@ class ShortPath:
             digest = parse_digest(target[len(_BLOBS) :].decode())
         except BadId:
             return None
-        size = self.cache.known_size(digest)
+        size = self.cache.known_size(shard_key(digest))
         if size is None:
             return None
         shown = of_blob(digest, size)
-        known = Known(shown, shown.layout.slices, {}, any_accept=True, quoted=f'"{shown.etag}"'.encode())
+        known = Known(shown, shown.layout.slices, "", {}, any_accept=True, quoted=f'"{shown.etag}"'.encode())
         self._remember(target, known)
         return known
 
@@ -161,6 +170,11 @@ class ShortPath:
         self._known[target] = known
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
+
+
+def _key(piece: Slice) -> ShardKey:
+    """Only public shards are looked for here."""
+    return shard_key(piece.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +235,11 @@ class ShortConnection(PlainConnection):
         if answer := path.small(known):
             transport.write(answer)
             return True
+        if is_encrypted(transport):
+            return False
         try:
             if self._socket is None:
-                self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+                self._socket = duplicate(transport)
         except OSError:
             return False  # no descriptor for it
         opened = path.open(known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,13 +12,12 @@ import aiohttp
 
 from edge_node.link import LinkPolicy, Rank, Slots, Throttle
 from edge_node.peers import HOP, Peers
+from edge_node.shard_key import ShardKey, digest_in, model_in, path_of
 from shared.clock import Clock
-from shared.digest import Digest
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
 from shared.manifest import MAX_SHARD
 from shared.metrics import Metrics
 from shared.outcome import Outcome
-from shared.paths import blob_path
 from shared.web.session import FIRST_BYTE, Body, Sessions, open_blob, translated
 
 PENALTY, PENALTY_MAX, WRONG_BYTES = 1.0, 30.0, 60.0
@@ -122,17 +121,17 @@ class Upstreams:
         self.received = Counter[Outcome]()
         """Body bytes by where they came from."""
 
-    def owned(self, digest: Digest) -> bool:
+    def owned(self, key: ShardKey) -> bool:
         """Whether this node keeps a shard on its disk."""
-        return not self.peers.owners(digest)
+        return not self.peers.owners(digest_in(key))
 
-    def ordered(self, digest: Digest, *, from_above: bool) -> list[Source]:
+    def ordered(self, key: ShardKey, *, from_above: bool) -> list[Source]:
         """Sources of a shard: the sound ones in order, then those to avoid, the soonest forgiven first.
 
         ``from_above``: a peer asked for it, so no peer is asked.
         """
         now = self._clock.monotonic()
-        owners = [] if from_above else self.peers.owners(digest)
+        owners = [] if from_above else self.peers.owners(digest_in(key))
         peers = [self._peer(url) for url in owners]
         return sorted([*peers, *self._above], key=lambda s: max(0.0, s.avoid_until - now))
 
@@ -193,24 +192,28 @@ class Upstreams:
 
     @asynccontextmanager
     async def open(
-        self, turn: Turn, digest: Digest, start: int, stop: int | None, size: int | None
+        self, turn: Turn, key: ShardKey, start: int, stop: int | None, size: int | None
     ) -> AsyncIterator[Body]:
         """A shard's bytes from ``start`` to ``stop`` (None: its end). Raises NotFound, NoRanges or UpstreamError."""
         source = turn.source
         asked = self._clock.monotonic()
         async with open_blob(
             self._sessions.of(source.url),
-            source.url + blob_path(digest),
+            source.url + path_of(key),
             start=start,
             stop=stop,
             size=size,
             max_size=MAX_SHARD,
-            headers={HOP: self._node} if source.outcome is Outcome.FILL_PEER else {},
+            headers={**({HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}), **self._own_token(key)},
             sharing=lambda: source.slots.used,
         ) as body:
             turn.answered(self._clock.monotonic() - asked)
             left = (stop or body.size) - body.start
             yield replace(body, chunks=turn.watch(body.chunks, left))
+
+    def _own_token(self, key: ShardKey) -> Mapping[str, str]:
+        """This node's token, for who keeps a private shard from those without one."""
+        return self._sessions.token.fields() if model_in(key) else {}
 
     def _source(self, url: str, outcome: Outcome) -> Source:
         return Source(url, outcome, Slots(self._clock), Throttle(self._clock))
@@ -220,16 +223,16 @@ class Upstreams:
             self._peer_sources[url] = self._source(url, Outcome.FILL_PEER)
         return self._peer_sources[url]
 
-    async def blob_size(self, digest: Digest) -> int:
+    async def blob_size(self, key: ShardKey) -> int:
         """Bytes of a shard, by HEAD. Raises NotFound where no source has it, or UpstreamError."""
         failure: NearshardError = UpstreamError("no upstream is configured")
-        for source in self.ordered(digest, from_above=True):
-            url = source.url + blob_path(digest)
+        for source in self.ordered(key, from_above=True):
+            url = source.url + path_of(key)
             try:
                 with translated(url):
                     timeout = aiohttp.ClientTimeout(total=FIRST_BYTE)
                     async with self._sessions.of(source.url).head(
-                        url, allow_redirects=False, timeout=timeout
+                        url, allow_redirects=False, timeout=timeout, headers=self._own_token(key)
                     ) as answer:
                         if answer.status == 404:
                             raise NotFound("no such shard", code="unknown_blob")

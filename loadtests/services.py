@@ -42,13 +42,23 @@ class Service:
 
 
 @contextmanager
-def workspace(name: str) -> Iterator[Path]:
-    """A temporary directory, gone at the end; SIGTERM and SIGHUP end the benchmark as Ctrl-C does."""
+def workspace(name: str, within: Path | None = None) -> Iterator[Path]:
+    """What a benchmark runs in: a temporary directory (``within`` another), gone at the end.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does. Raises SystemExit: 130 then; with the message of a BenchmarkError.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup and the like are left alone
             signal.signal(number, _interrupt)
-    with tempfile.TemporaryDirectory(prefix=f"nearshard-{name}-", ignore_cleanup_errors=True) as directory:
-        yield Path(directory)
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=f"nearshard-{name}-", dir=within, ignore_cleanup_errors=True
+        ) as directory:
+            yield Path(directory)
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @contextmanager
@@ -61,8 +71,11 @@ def service(
 ) -> Iterator[Service]:
     """``python -m MODULE`` on a free port, ready to serve. Its log and ready file are in ``directory``.
 
-    ``inside`` makes the command one that runs somewhere else (``loadtests.wan``), in the same process.
+    ``inside`` makes the command one that runs somewhere else (``loadtests.wan``), in the same process. Edges and
+    routers trust the network whose store was published to in ``directory`` or above it.
     """
+    if module in ("edge_node", "router"):
+        flags = (*flags, "--trust-root", str(trust_root(directory)))
     ready = directory / f"{module}.ready"
     command = [sys.executable, "-m", module, "--port", "0", "--ready-file", str(ready), "--log-level", "warning"]
     with running(inside([*command, *flags]), directory / f"{module}.log", core=core) as process:
@@ -89,11 +102,25 @@ def running(command: Sequence[str], log: Path, *, core: int | None = None) -> It
 
 
 def publish(model: Path, name: str, store: str) -> None:
-    """Publish a model directory. Raises BenchmarkError."""
-    command = [sys.executable, "-m", "origin.publish_command", str(model), name, "--store", store]
+    """Publish a model directory, in a store that gets its keys with the first one. Raises BenchmarkError."""
+    if not (Path(store) / "trust").is_dir():
+        _python("origin.trust_command", "init", "--store", store)
+    _python("origin.publish_command", str(model), name, "--store", store)
+
+
+def trust_root(directory: Path) -> Path:
+    """What the network that was published in ``directory``, or above it, is trusted by. Raises BenchmarkError."""
+    for folder in (directory, *directory.parents):
+        if (file := folder / "keys" / "root.json").is_file():
+            return file
+    raise BenchmarkError("nothing was published yet, so there is no root of trust")
+
+
+def _python(module: str, *words: str) -> None:
+    command = [sys.executable, "-m", module, *words]
     done = subprocess.run(bound(command), capture_output=True, text=True, env=environment(), timeout=120)
     if done.returncode:
-        raise BenchmarkError(f"publishing failed: {done.stderr}")
+        raise BenchmarkError(f"{module} failed: {done.stderr}")
 
 
 def bound(command: Sequence[str], core: int | None = None) -> list[str]:

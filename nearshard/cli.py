@@ -1,7 +1,7 @@
 """The ``nearshard`` command.
 
-Services and ``publish`` are programs of their own packages (the parts never import each other), so those words
-replace this process by ``python -m <package>``; the rest is here.
+Services, ``publish`` and ``trust`` are programs of their own packages (the parts never import each other), so those
+words replace this process by ``python -m <package>``; the rest is here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from nearshard.accept import accept
 from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
 from nearshard.client import Progress as OnProgress
 from nearshard.enroll import change_file, enrolled_of, read_identity
@@ -37,9 +38,13 @@ from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
 from shared.ids import DEFAULT_REF, parse_name
+from shared.token_file import read_token
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
+    "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
     "publish": ("origin.publish_command", "Publish a model directory."),
+    "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
+    "gc": ("origin.gc_command", "Remove what no revision that is kept refers to."),
     "origin": ("origin", "Run an origin."),
     "router": ("router", "Run a router."),
     "edge": ("edge_node", "Run an edge node."),
@@ -59,7 +64,23 @@ Router = Annotated[
     typer.Option("--router", envvar="NEARSHARD_ROUTER", help="Router, edge or origin to ask; again for more."),
 ]
 ROUTERS = [DEFAULT_ROUTER]
+Token = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="NEARSHARD_TOKEN_FILE",
+        help="File (mode 0600) of your token, for private models; NEARSHARD_TOKEN may hold the token itself.",
+    ),
+]
 Region = Annotated[str | None, typer.Option("--region", envvar="NEARSHARD_REGION", help="The region you are in.")]
+TrustRoot = Annotated[
+    Path | None,
+    typer.Option("--trust-root", envvar="NEARSHARD_TRUST_ROOT", help="A root.json of the network, to check refs by."),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -74,13 +95,17 @@ def get_command(
     ] = None,
     router: Router = ROUTERS,
     region: Region = None,
+    token: Token = None,
+    trust_root: TrustRoot = None,
+    ca: Ca = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     with _bar(task_id, quiet=quiet or as_json) as progress:
-        got = _client(router, region).get(task_id, output, force=force, progress=progress)
+        client = _client(router, region, trust_root, token, ca)
+        got = client.get(task_id, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
@@ -90,6 +115,9 @@ def pull_command(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory; ./<name> by default.")] = None,
     router: Router = ROUTERS,
     region: Region = None,
+    token: Token = None,
+    trust_root: TrustRoot = None,
+    ca: Ca = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -97,14 +125,23 @@ def pull_command(
     """Fetch all files of a model, verified, from the nearest nodes."""
     name, _, ref = model.partition("@")
     with _bar(model, quiet=quiet or as_json) as progress:
-        got = _client(router, region).pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
+        client = _client(router, region, trust_root, token, ca)
+        got = client.pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
-def _client(router: list[str], region: str | None) -> SyncClient:
+def _client(
+    router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
+) -> SyncClient:
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
-    return SyncClient(routers, region=region, kept=Kept(cache_file(routers, region)))
+    kept = Kept(cache_file(routers, region))
+    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca)
+
+
+def _token(file: Path | None) -> str:
+    """The token in a file or, where none is named, in the environment; may be empty."""
+    return read_token(file) if file else os.environ.get("NEARSHARD_TOKEN", "")
 
 
 @app.command("up", epilog="Example: nearshard up --edges 4 --region berlin --region lagos --data /tmp/net")
@@ -212,9 +249,9 @@ def drain_command(
 
 
 @app.command("nodes", epilog="Example: nearshard nodes --router http://router:8700")
-def nodes_command(router: Router = ROUTERS, as_json: Json = False) -> None:
+def nodes_command(router: Router = ROUTERS, ca: Ca = None, as_json: Json = False) -> None:
     """List the nodes that a router knows, how busy they are, and what it thinks of them."""
-    found = asyncio.run(nodes(router))
+    found = asyncio.run(nodes(router, ca))
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
@@ -228,11 +265,13 @@ def locate_command(
     ],
     router: Router = ROUTERS,
     region: Region = None,
+    token: Token = None,
+    ca: Ca = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: regions, nodes, loads, health.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show where a client is sent for a task, best first."""
-    document = asyncio.run(locate(router, what, region=region, explain=explain))
+    document = asyncio.run(locate(router, what, region=region, explain=explain, token=_token(token), ca=ca))
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
@@ -266,6 +305,38 @@ def enroll_command(
     sys.stdout.write(enrolment_line(enrolled) + "\n")
 
 
+trust_app = typer.Typer()
+
+
+@trust_app.callback()
+def trust_group() -> None:
+    """Has one word here; ``main`` hands the others over before typer sees them."""
+
+
+@trust_app.command("accept", epilog="Example: nearshard trust accept http://router:8700 --fingerprint 3f1c…")
+def accept_command(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A router, an origin or an edge of the network.")],
+    fingerprint: Annotated[
+        str | None, typer.Option(help="SHA-256 of its root.json, from who runs it; asked for on a terminal.")
+    ] = None,
+    ca: Ca = None,
+    as_json: Json = False,
+) -> None:
+    """Trust a network's signatures from now on, by the fingerprint of its root."""
+    accepted = asyncio.run(accept(url, fingerprint, _confirm, ca))
+    if as_json:
+        sys.stdout.write(json.dumps(vars(accepted)) + "\n")
+    else:
+        sys.stdout.write(f"{accepted.url} is trusted by root {accepted.fingerprint}, as {accepted.noted} says\n")
+
+
+def _confirm(url: str, fingerprint: str) -> bool:
+    if not sys.stdin.isatty():
+        return False
+    sys.stderr.write(f"The root of {url} has the fingerprint\n  {fingerprint}\n")
+    return typer.confirm("Does whoever runs the network say the same?", err=True)
+
+
 def _nodes(data: Path, names: list[str] | None) -> list[NodeAccess]:
     return find_nodes(data.expanduser(), names or [])
 
@@ -293,6 +364,9 @@ def _print(answers: Mapping[str, Mapping[str, object]], *, as_json: bool) -> Non
 def _add_programs() -> None:
     """The words that other packages answer, so that ``--help`` lists them."""
     for name, (_, about) in PROGRAMS.items():
+        if name == "trust":
+            app.add_typer(trust_app, name=name, help=about)
+            continue
 
         def command() -> None:
             """Never run: ``main`` hands these words over before typer sees them."""
@@ -340,7 +414,7 @@ def _report(got: Got, *, quiet: bool, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command; an error is one line on stderr, and its exit code."""
-    if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
+    if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS and sys.argv[1:3] != ["trust", "accept"]:
         module, _ = PROGRAMS[sys.argv[1]]
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[2:]])  # noqa: S606
     try:

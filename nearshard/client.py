@@ -1,13 +1,15 @@
 """The SDK: tasks and models, fetched shard by shard from the nodes that own them, verified.
 
-1. Have a view of the network (``nearshard.guide``), and ask a router what the ref means: a revision.
+1. Have a view of the network (``nearshard.guide``), and the signed metadata, which is checked here against the root
+   that this network is known by: it says what the ref means, a revision. Who names a revision needs none.
 2. Get that revision's manifest from whoever has it. Its digest is the revision, so the layout and the digests in it are
    right whoever sent them.
 3. Fetch the shards that are needed, several at once, each from its owner or the next source that answers; go on from
    the byte reached with the next one. A shard counts when its digest is right.
 4. Put the files together beside their targets, and rename them there.
 
-Where the client is given an edge or an origin in place of a router, it asks that one for a plan in 1.
+Where the client is given an edge or an origin in place of a router, it asks that one for a plan as well. Plans and
+views are advice: they can cost time, but no byte.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import hashlib
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,10 +31,11 @@ import aiohttp
 from nearshard.assembly import Assembly
 from nearshard.guide import Guide, parse_routers
 from nearshard.kept import Kept
+from nearshard.networks import find_root, state_file
 from shared import codec, plan
 from shared import manifest as manifests
 from shared.clock import SystemClock
-from shared.digest import Digest, digest_of, hex_of, parse_digest
+from shared.digest import Digest, digest_of, hex_of
 from shared.errors import (
     BadId,
     DecodeError,
@@ -39,15 +43,33 @@ from shared.errors import (
     LocalError,
     NearshardError,
     NotFound,
+    RequestError,
     UpstreamError,
     WrongModel,
     first_error,
 )
-from shared.ids import DEFAULT_REF, TaskId, is_revision, parse_model, parse_name, parse_ref_or_revision, parse_task_id
+from shared.ids import (
+    DEFAULT_REF,
+    TaskId,
+    as_revision,
+    is_revision,
+    parse_model,
+    parse_name,
+    parse_ref_or_revision,
+    parse_task_id,
+)
 from shared.layout import Layout
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
-from shared.web.session import Fetched, make_session, open_blob
+from shared.tokens import Right, read_claims
+from shared.trust import Target
+from shared.trust_file import TrustFile, read_root
+from shared.trust_names import TIMESTAMP
+from shared.view import EPOCH
+from shared.web.access import is_private
+from shared.web.session import Fetched, NotLetIn, make_session, open_blob
+from shared.web.tls import tls_by
+from shared.web.trusted import Trusted
 
 DEFAULT_ROUTER = "http://127.0.0.1:8700"
 CONCURRENCY = 4
@@ -92,24 +114,40 @@ class Client:
         region: str | None = None,
         concurrency: int = CONCURRENCY,
         kept: Kept | None = None,
+        trust_root: Path | None = None,
+        token: str = "",
+        ca: Path | None = None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
-        ``kept``: where the last view of the network is; in memory by default. Raises RequestError, BadId."""
+        ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
+        network; by default the one that ``nearshard up`` or ``nearshard trust accept`` has noted for its routers.
+        ``token``: for private models; told to nobody but the routers, nodes and origins of this network. ``ca``: file
+        of the deployment's CA, that servers are checked by, beside the system's.
+        Raises RequestError, BadId, ConfigError."""
+        self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
         self._concurrency = concurrency
         self._kept = kept or Kept()
+        self._token = token
+        self._private: set[str] = set()
+        """Models whose shards are at paths of their own, as whoever sent the manifest says: no matter of trust."""
         self._session: aiohttp.ClientSession | None = None
         self._guided: Guide | None = None
+        self._trust_root = trust_root
+        self._trusted: Trusted | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = make_session()
-        self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock())
+        self._session = make_session(tls=self._tls)
+        self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock(), self._token)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._trusted:
+            await self._trusted.close()
+            self._trusted = None
         if self._guided:
             await self._guided.close()
             self._guided = None
@@ -140,15 +178,15 @@ class Client:
         """Fetch a task. ``output`` with a suffix is the body's file name, and small files are left out;
         otherwise it is a directory for body and small files, ``./<name>-<task>`` by default.
 
-        Raises NotFound (with the names that exist), UpstreamError, IntegrityError, DiskError, TargetExists.
+        Raises NotFound (with the names that exist), UpstreamError, TrustError, IntegrityError, DiskError, TargetExists,
+        ConfigError (no root of trust).
         """
         asked = parse_task_id(task_id) if isinstance(task_id, str) else task_id
         urls: Mapping[Digest, Sequence[str]] = {}
-        if await self._guide.ready():
-            manifest = await self.manifest(asked.model, asked.ref)
-        else:
-            found = await self.plan(asked)
-            manifest, urls = await self.manifest(asked.model, found.revision), found.urls
+        manifest = await self.manifest(asked.model, asked.ref)
+        if not await self._guide.ready():
+            with suppress(NotFound, UpstreamError):  # it would only name more sources
+                urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
         task = manifest.task(asked.task)
         target = Path(output) if output is not None else Path(f"{asked.model.partition('/')[2]}-{task.name}")
         if target.suffix and not target.is_dir():
@@ -195,52 +233,84 @@ class Client:
         )
 
     async def revision(self, model: str, ref: str) -> Digest:
-        """What a ref means now: as a router says, or while none answers, as the nearest node does.
+        """What a ref means now, by the signed metadata. Raises NotFound, UpstreamError, TrustError, ConfigError."""
+        return (await self._target(model, ref)).revision
 
-        Raises NotFound, UpstreamError.
-        """
-
-        async def take(url: str, answer: Fetched) -> Digest:
-            try:
-                return parse_digest(answer.headers.get("Nearshard-Revision", ""))
-            except BadId as error:
-                raise UpstreamError(f"{url} does not say which revision it has") from error
-
+    async def _target(self, model: str, ref: str) -> Target:
         await self._guide.ready()
-        # RFC 9110 §13.1.2: nothing has none of all tags, so what the ref means comes without the manifest
-        return await self._guide.ask(
-            manifest_path(model, ref),
-            take,
-            key=model,
-            limit=MAX_MANIFEST,
-            headers={"If-None-Match": "*"},
-            missing="unknown_revision",
+        if self._trusted is None:
+            self._trusted = await asyncio.to_thread(self._make_trusted)
+        try:
+            return await self._trusted.target(model, ref)
+        except NotLetIn as error:
+            if error.refusal.error_code in ("token_missing", "forbidden"):  # of the role that private models are in
+                raise NotFound(f"there is no public model {model}", code="unknown_model") from error
+            raise error.refusal from error
+
+    def _make_trusted(self) -> Trusted:
+        """What is known of the metadata from before, in the user's data directory."""
+        file, clock = self._trust_root or find_root(self.routers), SystemClock()
+        root = read_root(file, clock.time(), "trust root")
+        kept = TrustFile(state_file(root))
+        return Trusted(
+            root, _Sources(self._http, self._guide), clock, lifetime=0, name="client", file=kept, eager=(), asker=True
         )
 
     async def manifest(self, model: str, ref: str) -> Manifest:
-        """The manifest of a ref or revision; by revision its bytes are checked against it.
+        """The manifest of a ref or revision: its bytes are checked against what was signed, or what was asked for.
 
-        Raises NotFound, UpstreamError, IntegrityError, ManifestInvalid or WrongModel.
+        Raises NotFound, UpstreamError, TrustError, IntegrityError, ManifestInvalid, WrongModel or ConfigError.
         """
-        if await self._guide.ready() and not is_revision(ref):
-            ref = await self.revision(model, ref)
-            await self._guide.ready()  # the answer may have told that nodes came or went
+        with self._explained(model):
+            return await self._manifest(model, ref)
+
+    @contextmanager
+    def _explained(self, model: str) -> Iterator[None]:
+        """Services tell nobody who may not see a model whether there is one; the token tells why that may be."""
+        try:
+            yield
+        except NotFound as error:
+            if error.error_code != "unknown_model":
+                raise
+            if not self._token:
+                raise NotFound(
+                    f"there is no public model {model}; for a private one give your token: --token-file",
+                    code="unknown_model",
+                ) from error
+            token = read_claims(self._token)
+            if not token.may(Right.READ, model):
+                scopes = ", ".join(map(str, token.scopes))
+                raise RequestError(
+                    f"there is no public model {model}, and your token is not for it but for {scopes}", code="forbidden"
+                ) from error
+            raise
+
+    async def _manifest(self, model: str, ref: str) -> Manifest:
+        length: int | None = None
+        if is_revision(ref):
+            revision = as_revision(ref)
+        else:
+            target = await self._target(model, ref)
+            revision, length = target.revision, target.length
+        await self._guide.ready()  # an answer may have told that nodes came or went
 
         async def take(url: str, answer: Fetched) -> Manifest:
-            if is_revision(ref) and digest_of(answer.body) != ref:
+            if digest_of(answer.body) != revision or length not in (None, len(answer.body)):
                 raise IntegrityError(f"{url} sent a manifest that does not match its digest")
             manifest = await asyncio.to_thread(manifests.decode, answer.body)
             if manifest.model != model:
                 raise WrongModel(f"a manifest of {manifest.model} came where {model} was asked for")
+            if is_private(answer.headers):
+                self._private.add(model)
             return manifest
 
         return await self._guide.ask(
-            manifest_path(model, ref),
+            manifest_path(model, revision),
             take,
             key=model,
-            limit=MAX_MANIFEST,
+            limit=length or MAX_MANIFEST,
             missing="unknown_revision",
-            immutable=is_revision(ref),
+            immutable=True,
         )
 
     async def models(self) -> list[str]:
@@ -263,7 +333,8 @@ class Client:
 
         await self._guide.ready()
         path = f"/models/{parse_model(model)}"
-        return await self._guide.ask(path, take, key=model, limit=MAX_MANIFEST, missing="unknown_model")
+        with self._explained(model):
+            return await self._guide.ask(path, take, key=model, limit=MAX_MANIFEST, missing="unknown_model")
 
     # Fetching
 
@@ -306,10 +377,11 @@ class Client:
     ) -> None:
         """Fetch shards in order, several at once; the first error ends them all and is raised as it is."""
         waiting = iter(needed)
+        private = manifest.model if manifest.model in self._private else ""
 
         async def work() -> None:
             for digest in waiting:
-                data = await self._fetch(digest, manifest.shards[digest], urls.get(digest, ()), sources, meter)
+                data = await self._fetch(digest, manifest.shards[digest], urls.get(digest, ()), sources, meter, private)
                 await asyncio.to_thread(assembly.put, digest, data)
 
         try:
@@ -326,9 +398,12 @@ class Client:
         planned: Sequence[str],
         sources: Counter[tuple[str, str]],
         meter: _Meter,
+        private: str = "",
     ) -> memoryview:
-        """One shard, verified, from ``planned`` URLs or by the view. Raises the last source's error when all have
-        failed. In a round nobody is asked twice."""
+        """One shard (of the ``private`` model, if any), verified, from ``planned`` URLs or by the view.
+
+        Raises the last source's error when all have failed. In a round nobody is asked twice.
+        """
         failure: NearshardError = UpstreamError(f"nobody is named who has {digest}")
         data = memoryview(bytearray(size))
         reached, hashed = 0, hashlib.sha256()
@@ -336,10 +411,13 @@ class Client:
             if number:
                 await self._guide.renew()
             failed = self._guide.failed()
-            for url in sorted(planned, key=lambda url: _base(url) in failed) or self._guide.urls(digest):
+            for url in sorted(planned, key=lambda url: _base(url) in failed) or self._guide.urls(digest, private):
                 begun = reached
+                fields = self._guide.credentials(_base(url)) if private else {}
                 try:
-                    async with open_blob(self._http, url, start=reached, size=size, max_size=size) as body:
+                    async with open_blob(
+                        self._http, url, start=reached, size=size, max_size=size, headers=fields
+                    ) as body:
                         outcome = _DETAIL.search(body.cache_status)
                         served = (_base(url), outcome[1] if outcome else "origin")
                         self._guide.hear(_base(url), body.epoch)
@@ -357,10 +435,33 @@ class Client:
                         raise IntegrityError(f"{url} sent bytes that do not match the digest")
                     return data
                 except (NotFound, UpstreamError) as error:
-                    failure = error
+                    failure = error.refusal if isinstance(error, NotLetIn) else error
                     if reached == begun or error.error_code in _STUCK:
                         self._guide.blame(_base(url), error)
         raise failure
+
+
+class _Sources:
+    """Who may have the metadata: routers, then nodes, then origins."""
+
+    def __init__(self, session: aiohttp.ClientSession, guide: Guide) -> None:
+        self._session, self._guide = session, guide
+
+    def bases(self) -> Sequence[str]:
+        return self._guide.bases(TIMESTAMP, immutable=False)
+
+    def session(self, base: str) -> aiohttp.ClientSession:
+        return self._session
+
+    def answered(self, base: str, answer: Fetched) -> None:
+        self._guide.hear(base, answer.headers.get(EPOCH, ""))
+
+    def failed(self, base: str, error: UpstreamError) -> None:
+        if not isinstance(error, NotLetIn):  # that is no fault of theirs
+            self._guide.blame(base, error)
+
+    def credentials(self, base: str) -> Mapping[str, str]:
+        return self._guide.credentials(base)
 
 
 class SyncClient:
@@ -373,13 +474,24 @@ class SyncClient:
         region: str | None = None,
         concurrency: int = CONCURRENCY,
         kept: Kept | None = None,
+        trust_root: Path | None = None,
+        token: str = "",
+        ca: Path | None = None,
     ) -> None:
         """See ``Client``."""
         self._router, self._region, self._concurrency = router, region, concurrency
-        self._kept = kept or Kept()
+        self._kept, self._trust_root, self._token, self._ca = kept or Kept(), trust_root, token, ca
 
     def _make(self) -> Client:
-        return Client(self._router, region=self._region, concurrency=self._concurrency, kept=self._kept)
+        return Client(
+            self._router,
+            region=self._region,
+            concurrency=self._concurrency,
+            kept=self._kept,
+            token=self._token,
+            trust_root=self._trust_root,
+            ca=self._ca,
+        )
 
     def get(
         self,

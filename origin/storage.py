@@ -2,241 +2,193 @@
 
 The tree, with every path made here::
 
-    blobs/<2 hex>/<64 hex>                     a shard, named by its digest
-    models/<org>/<name>/manifests/<64 hex>     a revision's manifest, named by its digest
-    models/<org>/<name>/refs/<ref>             JSON: the revision that a ref means, and since when
-    tmp/<random>                               a write in progress (directories only)
+    blobs/<2 hex>/<64 hex>                          a public shard, named by its digest
+    models/<org>/<name>/blobs/<2 hex>/<64 hex>      a shard of a private model
+    models/<org>/<name>/manifests/<64 hex>          a revision's manifest, named by its digest
+    trust/<file>                                    signed metadata: what refs mean (origin.trust_store)
+    tmp/<random>                                    a write in progress (directories only)
 
-Invariant: an object under a final name is complete. A directory gets it as temporary file, fsync, rename;
-a real object store by its own atomic put. Objects but refs are never overwritten with other bytes.
+Objects but ``trust/timestamp.json`` are never overwritten with other bytes. What a shard is, its digest says: never
+the store's ETag.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from datetime import datetime, timedelta
 
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, from_url
-
-from shared import codec
+from origin.objects import TMP, Buffer, Entry, Objects, Version, open_objects, shown
 from shared.digest import Digest, hex_of, parse_digest
-from shared.errors import ConfigError, DecodeError, DiskError, NotFound
-from shared.ids import as_revision, is_revision, parse_model, parse_ref
+from shared.errors import BadId, NotFound
+from shared.ids import parse_model
 from shared.manifest import Manifest, decode
 
+AT_ONCE = 64
+"""Shards that are looked for at a time."""
 ABANDONED = timedelta(days=1)
 """A temporary file older than this belongs to no living publish."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """What a ref means, and since when (ISO 8601, UTC)."""
-
-    revision: Digest
-    published: str
-
-
 class Storage:
-    """Shards, manifests and refs in an object store. Safe to use from several processes."""
+    """Shards, manifests and signed metadata in an object store. Safe to use from several processes.
+
+    ``model`` of a shard is the private model whose shard it is; empty for a public one. Every method raises DiskError
+    or StoreError where the store fails.
+    """
 
     def __init__(self, location: str) -> None:
-        """``location``: a directory, or a URL that obstore knows. Raises ConfigError."""
+        """``location``: a directory, or a URL (``origin.objects.open_objects``). Raises ConfigError."""
         self.location = location
-        self._root: Path | None = None
-        self._unsynced: set[Path] = set()
-        try:
-            if "://" in location:
-                self._store: Any = from_url(location)
-            else:
-                self._root = Path(location).expanduser().resolve()
-                self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._store = LocalStore(self._root, mkdir=True)
-        except (BaseError, OSError, ValueError) as error:
-            raise ConfigError(f"store {location!r} cannot be opened: {error}") from error
+        self.objects: Objects = open_objects(location)
 
     def __repr__(self) -> str:
-        return f"<Storage {self.location}>"
+        return f"<Storage {shown(self.location)}>"
+
+    # Objects by path
+
+    async def get(self, path: str) -> tuple[bytes, Version]:
+        """A small object and its version. Raises NotFound."""
+        return await self.objects.get(path)
+
+    async def create(self, path: str, data: Buffer) -> bool:
+        """Store an object if there is none at this path; durable on return. Gives whether it was stored."""
+        return await self.objects.create(path, data)
+
+    async def replace(self, path: str, data: Buffer, expected: Version | None) -> Version | None:
+        """Put an object in the place of ``expected`` (None: of whatever is there); durable on return.
+
+        Gives its version; None where something else, or nothing, is there.
+        """
+        return await self.objects.replace(path, data, expected)
+
+    async def paths(self, prefix: str) -> AsyncIterator[str]:
+        """The paths below a folder, in no order that means anything."""
+        async for entry in self.objects.entries(prefix):
+            yield entry.path
 
     # Shards
 
-    async def blob_size(self, digest: Digest) -> int:
+    async def blob_size(self, digest: Digest, model: str = "") -> int:
         """Bytes of a shard. Raises NotFound."""
-        with _translated("unknown_blob"):
-            meta = await obstore.head_async(self._store, _blob(digest))
-        return int(meta["size"])
+        with _missing("unknown_blob"):
+            return (await self.objects.head(_blob(digest, model))).size
 
-    async def read_blob(self, digest: Digest, offset: int, length: int) -> memoryview:
-        """``length`` bytes of a shard from ``offset`` on. Raises NotFound."""
-        with _translated("unknown_blob"):
-            data = await obstore.get_range_async(self._store, _blob(digest), start=offset, length=length)
-        return memoryview(data)
+    async def stream_blob(self, digest: Digest, offset: int, length: int, model: str = "") -> AsyncIterator[memoryview]:
+        """``length`` bytes of a shard from ``offset`` on, about 1 MiB at a time. Raises NotFound."""
+        with _missing("unknown_blob"):
+            async for part in self.objects.read(_blob(digest, model), offset, length):
+                yield part
 
-    async def ensure_blob(self, digest: Digest, data: bytes) -> bool:
+    async def has_blob(self, digest: Digest, size: int, model: str = "") -> bool:
+        """Whether a shard of ``size`` bytes is there; if so, it is durable after the next ``sync``."""
+        with suppress(NotFound):
+            if await self.blob_size(digest, model) == size:
+                self.objects.to_be_synced(_blob(digest, model))
+                return True
+        return False
+
+    async def lacks(self, shards: Mapping[Digest, int], model: str = "") -> list[Digest]:
+        """Those of these shards (digest to size) that are not there; the others are durable after the next ``sync``."""
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def lacking(digest: Digest, size: int) -> Digest | None:
+            async with room:
+                return None if await self.has_blob(digest, size, model) else digest
+
+        found = await asyncio.gather(*(lacking(digest, size) for digest, size in shards.items()))
+        return [digest for digest in found if digest]
+
+    async def ensure_blob(self, digest: Digest, data: Buffer, model: str = "") -> bool:
         """Store a shard that the caller has hashed, unless it is there. Gives whether it was stored.
 
         Durable after the next ``sync``, also where an earlier publish was killed before its own.
         """
-        with suppress(NotFound):
-            if await self.blob_size(digest) == len(data):
-                self._unsynced.update(self._folders(_blob(digest)))
-                return False
-        await self._put(_blob(digest), data)
+        if await self.has_blob(digest, len(data), model):
+            return False
+        await self.objects.put(_blob(digest, model), data)
         return True
 
-    # Manifests and refs
+    # Manifests
 
     async def put_manifest(self, manifest: Manifest) -> None:
         """Store a manifest. Every shard that it lists must be stored and synced before."""
-        await self._put(_manifest(manifest.model, manifest.revision), manifest.encoded)
-
-    async def put_ref(self, model: str, ref: str, revision: Digest, now: datetime) -> None:
-        """Make a ref mean a revision, whose manifest is stored and synced; durable on return."""
-        record = {"revision": revision, "published": now.astimezone(UTC).isoformat(timespec="seconds")}
-        await self._put(_ref(model, ref), codec.encode_json(record))
-        await self.sync()
-
-    async def ref(self, model: str, ref: str) -> Ref:
-        """What a ref means. Raises NotFound: ``unknown_model`` or ``unknown_revision``."""
-        try:
-            record = codec.decode_json(await self._get(_ref(model, ref), "unknown_revision"))
-            return Ref(parse_digest(record["revision"]), str(record["published"]))
-        except NotFound:
-            if not await self._any(f"{_model(model)}/refs"):
-                raise NotFound(f"there is no model {model}", code="unknown_model") from None
-            raise NotFound(f"{model} has no ref {ref!r}", code="unknown_revision") from None
-        except (DecodeError, KeyError, TypeError) as error:
-            raise DiskError(f"the ref {model}@{ref} in the store is damaged: {error}") from error
-
-    async def resolve(self, model: str, ref: str) -> Digest:
-        """The revision that a ref or revision means. Raises NotFound for a ref."""
-        return as_revision(ref) if is_revision(ref) else (await self.ref(model, ref)).revision
+        await self.objects.put(_manifest(manifest.model, manifest.revision), manifest.encoded)
 
     async def manifest(self, model: str, revision: Digest) -> Manifest:
         """A stored manifest. Raises NotFound; ManifestInvalid where the store is damaged."""
-        return decode(await self._get(_manifest(model, revision), "unknown_revision"))
+        with _missing("unknown_revision"):
+            return decode((await self.get(_manifest(model, revision)))[0])
 
     async def has_manifest(self, model: str, revision: Digest) -> bool:
         """Whether a revision is there."""
         try:
-            with _translated("unknown_revision"):
-                await obstore.head_async(self._store, _manifest(model, revision))
+            await self.objects.head(_manifest(model, revision))
         except NotFound:
             return False
         return True
 
-    async def models(self) -> list[str]:
-        """The models that have a ref, sorted."""
-        names = set()
-        async for path in self._list("models"):
-            match path.split("/"):
-                case [_, org, name, "refs", _]:
-                    names.add(parse_model(f"{org}/{name}"))
-                case _:
-                    pass
-        return sorted(names)
-
-    async def refs(self, model: str) -> dict[str, Ref]:
-        """The refs of a model. Raises NotFound for a model that has none."""
-        paths = [path async for path in self._list(f"{_model(model)}/refs")]
-        if not paths:
-            raise NotFound(f"there is no model {model}", code="unknown_model")
-        names = sorted(parse_ref(path.rpartition("/")[2]) for path in paths)
-        return {name: await self.ref(model, name) for name in names}
+    async def names(self) -> list[str]:
+        """The models of which there is anything, sorted: also those that no ref makes visible."""
+        found = []
+        for org in await self.objects.folders("models"):
+            found += [f"{org}/{name}" for name in await self.objects.folders(f"models/{org}")]
+        return [parse_model(model) for model in found]
 
     async def revisions(self, model: str) -> list[Digest]:
         """The stored revisions of a model, in no order that means anything."""
-        paths = [path async for path in self._list(f"{_model(model)}/manifests")]
-        return sorted(parse_digest("sha256:" + path.rpartition("/")[2]) for path in paths)
+        return sorted([digest_at(entry.path) async for entry in self.manifests(model)])
+
+    # What is stored, with its time
+
+    async def manifests(self, model: str) -> AsyncIterator[Entry]:
+        """The manifests of a model; their time is when they were first published."""
+        async for entry in self._named(f"{_model(model)}/manifests"):
+            yield entry
+
+    async def blobs(self, model: str = "") -> AsyncIterator[Entry]:
+        """All shards; ``model`` as everywhere."""
+        async for entry in self._named(f"{_model(model)}/blobs" if model else "blobs"):
+            yield entry
+
+    async def _named(self, prefix: str) -> AsyncIterator[Entry]:
+        """The objects that are named by a digest. Others are not ours."""
+        async for entry in self.objects.entries(prefix):
+            with suppress(BadId):
+                digest_at(entry.path)
+                yield entry
 
     # Durability
 
     async def sync(self) -> None:
         """Make every name that was written before durable. The bytes behind the names are already."""
-        folders, self._unsynced = self._unsynced, set()
-        with _translated("disk"):
-            await asyncio.to_thread(_fsync_all, folders)
+        await self.objects.sync()
 
     async def sweep(self, now: datetime) -> int:
         """Drop temporary files that no living publish can own. Gives how many."""
-        dropped = 0
-        async for path in self._list("tmp", older_than=now - ABANDONED):
-            with suppress(FileNotFoundError):
-                await obstore.delete_async(self._store, path)
-                dropped += 1
-        return dropped
-
-    async def _put(self, path: str, data: bytes | bytearray | memoryview) -> None:
-        with _translated("disk"):
-            if self._root is None:
-                await obstore.put_async(self._store, path, data, use_multipart=False)
-                return
-            temporary = f"tmp/{secrets.token_hex(8)}"
-            try:
-                await obstore.put_async(self._store, temporary, data, use_multipart=False)
-                await asyncio.to_thread(_fsync_all, [self._root / temporary])
-                await obstore.rename_async(self._store, temporary, path)
-            except BaseException:
-                with suppress(BaseError, OSError):
-                    await obstore.delete_async(self._store, temporary)
-                raise
-            self._unsynced.update(self._folders(path))
-
-    def _folders(self, path: str) -> list[Path]:
-        """The folders whose names lead to an object: new ones are to be made durable too."""
-        root = self._root
-        return [folder for folder in (root / path).parents if folder.is_relative_to(root)] if root else []
-
-    async def _get(self, path: str, missing: str) -> bytes:
-        with _translated(missing):
-            result = await obstore.get_async(self._store, path)
-            return bytes(await result.bytes_async())
-
-    async def _list(self, prefix: str, older_than: datetime | None = None) -> AsyncIterator[str]:
-        with _translated("disk"):
-            async for batch in obstore.list(self._store, prefix):
-                for meta in batch:
-                    if older_than is None or meta["last_modified"] < older_than:
-                        yield str(meta["path"])
-
-    async def _any(self, prefix: str) -> bool:
-        async for _ in self._list(prefix):
-            return True
-        return False
+        paths = [entry.path async for entry in self.objects.entries(TMP) if entry.modified < now - ABANDONED]
+        await self.objects.delete(paths)
+        return len(paths)
 
 
 @contextmanager
-def _translated(missing: str) -> Iterator[None]:
-    """The store's errors as ours: no foreign exception leaves this module."""
+def _missing(code: str) -> Iterator[None]:
+    """What is not there, by its own code."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise NotFound("not in the store", code=missing if missing != "disk" else "unknown_path") from error
-    except (BaseError, OSError) as error:
-        raise DiskError(f"the store failed: {error}") from error
+    except NotFound as error:
+        raise NotFound(str(error), code=code) from None
 
 
-def _fsync_all(paths: list[Path] | set[Path]) -> None:
-    """fsync files or folders. A failed fsync means lost data, so it is never tried twice."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def digest_at(path: str) -> Digest:
+    """The digest that an object is named by. Raises BadId."""
+    return parse_digest("sha256:" + path.rpartition("/")[2])
 
 
-def _blob(digest: Digest) -> str:
+def _blob(digest: Digest, model: str = "") -> str:
     name = hex_of(digest)
-    return f"blobs/{name[:2]}/{name}"
+    return f"{_model(model)}/blobs/{name[:2]}/{name}" if model else f"blobs/{name[:2]}/{name}"
 
 
 def _model(model: str) -> str:
@@ -245,7 +197,3 @@ def _model(model: str) -> str:
 
 def _manifest(model: str, revision: Digest) -> str:
     return f"{_model(model)}/manifests/{hex_of(revision)}"
-
-
-def _ref(model: str, ref: str) -> str:
-    return f"{_model(model)}/refs/{ref}"

@@ -27,9 +27,8 @@ from shared.enrolment import (
     parse_told,
 )
 from shared.errors import RequestError
+from shared.nonces import NONCE_TIME, Nonces
 
-NONCE_TIME = 30.0
-"""Seconds for which a nonce is given out; it is accepted for as long again."""
 _CHALLENGE = {"WWW-Authenticate": "Nearshard"}  # RFC 9110 §15.5.2: a 401 has one
 
 
@@ -51,9 +50,8 @@ class Admission:
     ) -> None:
         """``now`` gives seconds that only grow, ``token`` a random word of hex digits, at most 32."""
         self.enrolled = enrolled
-        self._now, self._token = now, token
-        self._nonces = (token(), token())
-        self._since = now()
+        self._now = now
+        self._nonces = Nonces(now, token)
         self._orders: dict[str, _Order] = {}
 
     @property
@@ -63,11 +61,7 @@ class Admission:
 
     def nonce(self) -> str:
         """What a node is to sign with its next heartbeat."""
-        age = self._now() - self._since
-        if age >= NONCE_TIME:
-            former = self._nonces[0] if age < 2 * NONCE_TIME else self._token()
-            self._nonces, self._since = (self._token(), former), self._now()
-        return self._nonces[0]
+        return self._nonces.current()
 
     def heartbeat(self, node: str, body: bytes, signature: str | None, remote: str | None) -> Told:
         """What a node tells, proven. ``signature``: the field; ``remote``: the address that it came from.
@@ -120,10 +114,9 @@ class Admission:
             raise
 
     def _check_nonce(self, nonce: str) -> None:
-        fresh = self.nonce()
-        if nonce not in self._nonces:
+        if not self._nonces.fresh(nonce):
             raise RequestError(
-                "the nonce is not of now", code="stale_nonce", public={"nonce": fresh}, headers=_CHALLENGE
+                "the nonce is not of now", code="stale_nonce", public={"nonce": self.nonce()}, headers=_CHALLENGE
             )
 
     def _follow(self, node: str, boot: str, sequence: int) -> None:

@@ -7,15 +7,14 @@ nodes that a client may try, now or when it resumes, give the same bytes.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
-import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 from structlog.typing import FilteringBoundLogger
@@ -42,17 +41,22 @@ from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamEr
 from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.nearness import Nearness
-from shared.node import Node, State
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, blob_path
+from shared.node import State
+from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
+from shared.token_file import TokenFile
+from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
-from shared.web.announce import add_announce_route, announce
+from shared.web.access import QUERY, Gate, private_model, require_known, token_text
+from shared.web.announce import Announcer, add_announce_route
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.server import CONNECTION
 from shared.web.session import Sessions
+from shared.web.tls import CLAIMED, Certificates
+from shared.web.trusted import Trusted, Upstreams
 
 SERVER = "nearshard-router"
 
@@ -64,6 +68,7 @@ class RouterTier:
         self,
         registry: Registry,
         catalog: Catalog,
+        trusted: Trusted,
         regions: Regions,
         selection: Selection,
         *,
@@ -72,32 +77,36 @@ class RouterTier:
         membership: Callable[[], str],
     ) -> None:
         """``membership`` says who may join, for people."""
-        self._membership = membership
+        self._membership, self._trusted = membership, trusted
         self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
         self._origins, self._count = origins, count
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """307 to the best node. Raises NotFound for what the catalog knows is not there."""
-        key, target, etag = await self._target(path)
+        key, target, etag = await self._target(path, request)
         fields = fields_of(etag)
         if etag and isinstance(evaluate(conditions(request), etag, None), NotModified):
             return web.Response(status=304, headers=fields)
         choices = self._selection.choose(self.find(request).region, key, self._count)
         urls = [base + target for base in self._bases(choices)]
+        if private_model(request):
+            # curl and others leave Authorization out where a redirect leads to another host: the URL must say it all
+            urls[0] += "?" + urlencode({QUERY: token_text(request)})
         self._selection.sent(choices)
         return web.Response(status=307, headers=CIMultiDict([*fields.items(), *links_to(urls)]))
 
-    async def _target(self, path: TaskPath | BlobPath | FilePath) -> tuple[str, str, str]:
+    async def _target(self, path: TaskPath | BlobPath | FilePath, request: web.Request) -> tuple[str, str, str]:
         """The ring's key of what is asked for, its path at a node, and its ETag (empty where that is not known)."""
         if isinstance(path, BlobPath):
-            return path.digest, blob_path(path.digest), hex_of(path.digest)
-        shown = await self._shown(path)
+            return path.digest, blob_path(path.digest, path.model), hex_of(path.digest)
+        shown = await self._shown(path, request)
         target = path.at(shown.revision if shown and shown.revision else path.ref)
         return path.ring_key, target, shown.etag if shown else ""
 
-    async def _shown(self, path: TaskPath | FilePath) -> Representation | None:
+    async def _shown(self, path: TaskPath | FilePath, request: web.Request) -> Representation | None:
         """What will be sent; None while no origin answers, when a node may still know."""
         try:
+            require_known(request)
             return representation.of_path(path, (await self._catalog.resolve(path.model, path.ref)).manifest)
         except UpstreamError:
             return None
@@ -118,10 +127,10 @@ class RouterTier:
             raise UpstreamError(code="no_nodes")
         return bases
 
-    async def locate(self, path: TaskPath | BlobPath, region: str, count: int | None) -> Route:
-        """Where a client of ``region`` would be sent. Raises NotFound, UpstreamError (``no_nodes``)."""
-        key, target, _ = await self._target(path)
-        choices = self._selection.choose(region, key, count or self._count)
+    async def locate(self, request: web.Request, path: TaskPath | BlobPath, count: int | None) -> Route:
+        """Where a client would be sent. Raises NotFound, UpstreamError (``no_nodes``)."""
+        key, target, _ = await self._target(path, request)
+        choices = self._selection.choose(self.find(request).region, key, count or self._count)
         urls = [base + target for base in self._bases(choices[: self._count])]
         return Route(key, choices, urls)
 
@@ -134,6 +143,10 @@ class RouterTier:
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing, from the catalog."""
         return await self._catalog.listing(path)
+
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata, as it was verified here."""
+        return await self._trusted.file(path)
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
         """Each shard's owners in the client's region, then others, then the origins. A node that is named first
@@ -170,42 +183,13 @@ class RouterTier:
             "epoch": snapshot.epoch,
             "degraded": self._registry.degraded,
             "membership": self._membership(),
+            "trust": self._trusted.status(),
             "nodes": self._selection.nodes(),
         }
 
     def not_ready(self) -> str:
         """A router can always answer: with no node left, it names the origin."""
         return ""
-
-
-class Published:
-    """Passes announcements on to the nodes."""
-
-    def __init__(
-        self, session: aiohttp.ClientSession, registry: Registry, catalog: Catalog, log: FilteringBoundLogger
-    ) -> None:
-        self._session, self._registry, self._catalog, self._log = session, registry, catalog, log
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def heard(self, model: str) -> None:
-        """Something was published: ask anew, and have every node do so."""
-        self._catalog.forget(model)
-        for node in self._registry.snapshot.nodes.values():
-            task = asyncio.create_task(self._tell(node, model))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def close(self) -> None:
-        """Stop telling."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _tell(self, node: Node, model: str) -> None:
-        try:
-            await announce(self._session, node.url, model)
-        except UpstreamError as error:
-            self._log.info("a node was not told of a publish", node=node.id, reason=str(error))
 
 
 def add_membership_routes(
@@ -282,11 +266,13 @@ def _node_id(request: web.Request) -> str:
         raise BadId("not a node's name") from None
 
 
-def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBoundLogger) -> web.Application:
+def build_app(
+    settings: RouterSettings, url: str, certificates: Certificates, clock: Clock, log: FilteringBoundLogger
+) -> web.Application:
     """A router, ready to be served at ``url``. Raises ConfigError."""
     metrics = Metrics()
     rng = random.Random()  # noqa: S311 - jitter, not secrets
-    sessions = Sessions()
+    sessions = Sessions(token=TokenFile(settings.token), certificates=certificates)
     enrolment = EnrolmentFile(settings.enrolled, log) if settings.enrolled else None
     admission = Admission(enrolment.nodes if enrolment else None, clock.monotonic, lambda: secrets.token_hex(16))
     try:
@@ -308,7 +294,15 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         log.info("no Redis: the membership is in this process alone")
     if enrolment is None:
         log.warning("membership: open on loopback; anything on this machine may join, as no enrolment file is set")
-    catalog = Catalog(sessions, settings.origin, clock, "router", lifetime=settings.ref_lifetime)
+    trusted = Trusted(
+        read_root(settings.trust_root, clock.time(), "router.trust_root"),
+        Upstreams(sessions, settings.origin, metrics, log),
+        clock,
+        lifetime=settings.ref_lifetime,
+        name="router",
+        file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
+    )
+    catalog = Catalog(sessions, settings.origin, trusted, clock, "router", lifetime=settings.ref_lifetime)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(
         settings.networks,
@@ -320,7 +314,12 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     )
     selection = Selection(registry, nearness, clock, metrics, log)
     prober = Prober(sessions.direct, registry, selection, settings.probe, clock, rng)
-    published = Published(sessions.direct, registry, catalog, log)
+    announcer = Announcer(sessions, log)
+
+    def published(model: str) -> None:
+        """Ask anew, and have every node do so."""
+        catalog.forget(model)
+        announcer.tell([node.url for node in registry.snapshot.nodes.values()], model)
 
     def membership() -> str:
         trouble = enrolment.trouble if enrolment else ""
@@ -329,6 +328,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
     tier = RouterTier(
         registry,
         catalog,
+        trusted,
         regions,
         selection,
         origins=settings.origin,
@@ -338,6 +338,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
 
     short_path = ShortPath(
         catalog,
+        trusted.known_public,
         regions,
         selection,
         clock,
@@ -347,6 +348,7 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         server=SERVER,
         epoch=lambda: registry.snapshot.epoch,
     )
+    gate = Gate(trusted, clock, sends_on=True)
 
     async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
         if registry.snapshot.epoch:
@@ -359,17 +361,19 @@ def build_app(settings: RouterSettings, url: str, clock: Clock, log: FilteringBo
         yield
         await prober.close()
         await selection.close()
-        await published.close()
+        await announcer.close()
         await registry.close()
         await catalog.close()
+        await trusted.close()
         await sessions.close()
 
     app = make_app(SERVER, clock, metrics, log)
     app[CONNECTION] = lambda *server, **options: ShortConnection(short_path, *server, **options)
+    app[CLAIMED] = lambda request: request.match_info.get("node")
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
-    add_routes(app, tier, metrics, degraded=lambda: registry.degraded)
+    add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
-    add_explain_routes(app, tier.locate, tier.find, selection)
-    add_announce_route(app, published.heard)
+    add_explain_routes(app, gate, tier.locate, tier.find, selection)
+    add_announce_route(app, published)
     return app

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, TypeAdapter
 
-from shared.config import HttpUrl, Name, ServiceSettings
+from shared.config import HttpUrl, Name, ServiceSettings, TrustRoot
 
 
 def _cidr(text: str) -> str:
@@ -39,7 +39,7 @@ Milliseconds = Annotated[float, Field(ge=0, le=60_000)]
 class RouterSettings(ServiceSettings):
     """The router: sends each client to the nearest node that has what it wants.
 
-    Example: nearshard router --origin http://origin:8710 --redis redis://redis:6379/0
+    Example: nearshard router --trust-root root.json --origin http://origin:8710 --redis redis://redis:6379/0
     """
 
     service: ClassVar[str] = "router"
@@ -48,6 +48,9 @@ class RouterSettings(ServiceSettings):
     origin: list[HttpUrl] = Field(
         default_factory=lambda: ["http://127.0.0.1:8710"],
         description="Origins: for manifests, and where no node is left.",
+    )
+    trust_root: TrustRoot = Field(
+        Path(), validate_default=True, description="A trusted root.json: what refs mean is checked against it."
     )
     redis: str = Field(
         "",
@@ -60,7 +63,10 @@ class RouterSettings(ServiceSettings):
     enrolled: Path | None = Field(
         None, description="File of the nodes that may join; without it, any on loopback may (for development)."
     )
-    data: Path | None = Field(None, description="Directory where the members are kept for a restart without Redis.")
+    token: Path | None = Field(
+        None, description="File (mode 0600) of this router's token, '*/*:read': for what private models' refs mean."
+    )
+    data: Path | None = Field(None, description="Directory where members and metadata are kept for a restart.")
     ttl: float = Field(6.0, gt=0, le=300, description="Seconds without a heartbeat after which a node is out.")
     default_region: Name = Field("default", description="Region of a client that nothing else tells of.")
     networks: dict[Cidr, Name] = Field(
@@ -84,3 +90,7 @@ class RouterSettings(ServiceSettings):
     probe: float = Field(5.0, ge=0, le=300, description="Seconds between two probes of each node; 0: none.")
     ref_lifetime: float = Field(2.0, ge=0, description="Seconds a ref is used before it is revalidated.")
     candidates: int = Field(3, ge=1, le=16, description="Nodes named in an answer, best first, before the origin.")
+
+    def lacks(self) -> list[str]:
+        """Without an enrolment, anybody on its machine joins."""
+        return [] if self.enrolled else ["set enrolled (`nearshard enroll` writes the file), so that not all may join"]

@@ -10,8 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from shared.enrolment import Enrolled, parse_enrolment
 from shared.errors import ConfigError, DecodeError
-
-Stamp = tuple[int, int, int]
+from shared.files import stamp
 
 
 class EnrolmentFile:
@@ -23,7 +22,7 @@ class EnrolmentFile:
         self._file, self._log = file, log
         self.trouble = ""
         try:
-            self._stamp = _stamp(file)
+            self._stamp = stamp(file)
             nodes, wrong = parse_enrolment(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, DecodeError) as error:
             raise ConfigError(f"router.enrolled: {file}: {error}") from error
@@ -34,8 +33,8 @@ class EnrolmentFile:
     async def changed(self) -> bool:
         """Look whether the file is another one than last time, and read it then. Gives whether ``nodes`` is new."""
         try:
-            stamp = _stamp(self._file)
-            if stamp == self._stamp:
+            new = stamp(self._file)
+            if new == self._stamp:
                 return False
             text = await asyncio.to_thread(self._file.read_text, encoding="utf-8")
             nodes, wrong = await asyncio.to_thread(parse_enrolment, text)
@@ -47,11 +46,6 @@ class EnrolmentFile:
         for node, why in wrong.items():
             self._log.warning("a node of the enrolment file is not acceptable, and out", node=node[:64], reason=why)
         self.trouble = "nodes of the enrolment file are not acceptable" if wrong else ""
-        self._stamp, self.nodes = stamp, nodes
+        self._stamp, self.nodes = new, nodes
         self._log.info("enrolment read", nodes=len(nodes))
         return True
-
-
-def _stamp(file: Path) -> Stamp:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size, status.st_ino

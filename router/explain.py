@@ -19,6 +19,7 @@ from shared.errors import BadId, NotFound, RequestError
 from shared.ids import parse_name, parse_task_id
 from shared.paths import BlobPath, TaskPath, decode_path
 from shared.routing import REASONS, Choice
+from shared.web.access import Gate
 from shared.web.middleware import KIND, read_body, refuse_expectation
 from shared.web.reads import get
 
@@ -35,26 +36,31 @@ class Route(NamedTuple):
     urls: Sequence[str]
 
 
-Locate = Callable[[TaskPath | BlobPath, str, int | None], Awaitable[Route]]
-"""The route of what a path asks for, for a client of a region, over at most so many nodes (None: as in answers)."""
+Locate = Callable[[web.Request, TaskPath | BlobPath, int | None], Awaitable[Route]]
+"""The route of what a path asks for, for who asks, over at most so many nodes (None: as in answers)."""
 
 
 def add_explain_routes(
-    app: web.Application, locate: Locate, find: Callable[[web.Request], Found], selection: Selection
+    app: web.Application,
+    gate: Gate,
+    locate: Locate,
+    find: Callable[[web.Request], Found],
+    selection: Selection,
 ) -> None:
-    """``/locate`` and ``/reports``."""
+    """``/locate``, for whom ``gate`` lets through to what is asked for, and ``/reports``."""
 
     async def located(request: web.Request) -> web.Response:
         request[KIND] = "locate"
         path = _parse(request.rel_url.raw_path)
+        await gate.enter(request, path)
         found = find(request)
         explain = request.query.get("explain", "0")
         if explain not in ("", "0", "1"):
             raise RequestError("explain is 0 or 1")
         if explain != "1":
-            route = await locate(path, found.region, None)
+            route = await locate(request, path, None)
             return web.json_response({"urls": route.urls}, headers=_NO_STORE)
-        route = await locate(path, found.region, MAX_EXPLAINED)
+        route = await locate(request, path, MAX_EXPLAINED)
         document = {
             "key": route.key,
             "client": found._asdict(),

@@ -16,6 +16,7 @@ from router.selection import Selection
 from shared.clock import Clock
 from shared.errors import UpstreamError
 from shared.node import Node
+from shared.tasks import end
 from shared.web.session import translated
 
 DEADLINE = aiohttp.ClientTimeout(total=2.0)
@@ -49,10 +50,7 @@ class Prober:
 
     async def close(self) -> None:
         """Stop."""
-        tasks = [*self._probes, *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._probes, *([self._task] if self._task else [])])
 
     async def _run(self) -> None:
         while True:

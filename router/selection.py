@@ -18,6 +18,7 @@ from shared.metrics import Metrics
 from shared.nearness import Nearness
 from shared.node import State
 from shared.routing import Choice, Routing
+from shared.tasks import end
 from shared.view import View, near
 
 REFRESH = 0.5
@@ -46,9 +47,7 @@ class Selection:
 
     async def close(self) -> None:
         """Stop."""
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await end([self._task] if self._task else [])
 
     async def _run(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """The short path: redirects, answered before aiohttp sees the request (``shared.web.plain`` says what is plain).
 
-1. known?     ``/blobs/<digest>``, or a task or a file of a ref that the catalog has fresh; else the long path asks
+1. known?     ``/blobs/<digest>``, or a task or a file of a ref that the catalog has fresh; else the long path asks.
+              What is of no public model goes the long way, where it is seen who may have it
 2. where?     ``region`` of the query, ``Nearshard-Region``, else by the address of the connection
 3. 304?       with the entity tag, as everywhere
 4. choose     by the same ``Selection`` as on the long path, anew for each request: loads and health change all the time
@@ -96,6 +97,7 @@ class ShortPath:
     def __init__(
         self,
         catalog: Catalog,
+        known_public: Callable[[str], bool],
         regions: Regions,
         selection: Selection,
         clock: Clock,
@@ -107,7 +109,8 @@ class ShortPath:
         epoch: Callable[[], int],
     ) -> None:
         self.requests = PlainRequests(_HARMLESS)
-        self._catalog, self._regions, self._selection = catalog, regions, selection
+        self._catalog, self._known_public = catalog, known_public
+        self._regions, self._selection = regions, selection
         self._origins, self._count = origins, count
         self._end = DatedEnd(server, clock, epoch)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
@@ -164,7 +167,7 @@ class ShortPath:
             said = self._regions.find(match[2].decode(), None).region if match[2] else ""
         except (BadId, NotFound, RequestError):
             return None
-        if not isinstance(path, BlobPath | TaskPath | FilePath):
+        if not isinstance(path, BlobPath | TaskPath | FilePath) or (isinstance(path, BlobPath) and path.model):
             return None
         known = self._known[target] = Known(path, said)
         while len(self._known) > KNOWN:
@@ -173,7 +176,7 @@ class ShortPath:
 
     def _up_to_date(self, known: Known, fields: PlainFields) -> bool:
         """Whether all that is to be said of a task or a file is known now. (A shard has one form and never changes.)"""
-        if fields.accept != b"*/*":
+        if fields.accept != b"*/*" or not self._known_public(known.model):
             return False
         manifest = self._catalog.at_hand(known.model, known.ref)
         if manifest is None:

@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from shared.enrolment import is_loopback_address
 from shared.errors import BadId, ConfigError
 from shared.ids import parse_name
 
@@ -46,10 +47,22 @@ def _name(name: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _given(path: Path) -> Path:
+    if path == Path():
+        raise ValueError(
+            "needed: the file of a trusted root.json, from who runs the origin (`nearshard trust init` makes it);"
+            " `nearshard trust accept URL` fetches it, for you to compare its fingerprint"
+        )
+    return path
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 """A base URL without a slash at its end."""
 Name = Annotated[str, AfterValidator(_name)]
 """A node or region name."""
+
+TrustRoot = Annotated[Path, AfterValidator(_given)]
+"""The file of a trusted root.json. There is no check without it, and no service without the check."""
 
 
 class ServiceSettings(BaseSettings):
@@ -62,6 +75,17 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(0, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
     ready_file: Path | None = Field(None, description="Written with the service's URL once it listens.")
+    tls_cert: Path | None = Field(None, description="Certificate to serve HTTPS with, and the chain to its CA: PEM.")
+    tls_key: Path | None = Field(None, description="Its private key, for the service's user alone (mode 0600): PEM.")
+    tls_ca: Path | None = Field(
+        None, description="CAs of the deployment, beside the system's: nodes must show certificates of theirs. PEM."
+    )
+    node_certificates: Literal["optional", "required"] = Field(
+        "optional", description="required: reading is for whoever shows a node's certificate of tls_ca, nobody else."
+    )
+    insecure: bool = Field(
+        False, description="Listen beyond loopback also without TLS, or where anybody may take part."
+    )
     log_format: Literal["console", "json"] = Field("console", description="How log lines look.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     connections: int = Field(4096, ge=1, description="Client connections at a time; more are told to come back.")
@@ -70,6 +94,24 @@ class ServiceSettings(BaseSettings):
     )
     congestion: str = Field("bbr", description="TCP congestion control for sending, where the kernel has it.")
     keepalive: float = Field(15.0, gt=0, le=3600, description="Seconds an idle connection or a slow header may take.")
+
+    def lacks(self) -> list[str]:
+        """What this service must have, beside TLS, to listen beyond loopback; as advice, one line each."""
+        return []
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other, and those that are dangerous. Raises ConfigError."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError(f"{self.service}.tls_cert: needs tls_key, and the other way round")
+        if self.node_certificates == "required" and not (self.tls_cert and self.tls_ca):
+            raise ConfigError(f"{self.service}.node_certificates: required needs tls_cert, tls_key and tls_ca")
+        missing = [] if self.tls_cert else ["set tls_cert and tls_key (`nearshard trust cert` makes them)"]
+        missing += self.lacks()
+        if missing and not self.insecure and not (self.host == "localhost" or is_loopback_address(self.host)):
+            raise ConfigError(
+                f"{self.service}.host: {self.host} is not loopback, so others can reach this service: "
+                f"{'; '.join(missing)}; or say --insecure"
+            )
 
     @classmethod
     def settings_customise_sources(
@@ -103,12 +145,13 @@ def load(settings: type[S], argv: list[str]) -> S:
     try:
         make: Any = settings  # the two arguments that pydantic-settings keeps out of the signature
         made: S = make(_env_prefix=prefix, _cli_settings_source=source, **table)
-        return made
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         where = f"{file}:{settings.service}.{name}" if file and name in table else f"{settings.service}.{name}"
         raise ConfigError(f"{where}: {first['msg']}") from error
+    made.check()
+    return made
 
 
 def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
@@ -127,7 +170,7 @@ def _take_config(argv: list[str]) -> tuple[list[str], Path | None]:
 def _read_table(file: Path, settings: type[ServiceSettings]) -> dict[str, Any]:
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # also an integer of 5,000 digits
         raise ConfigError(f"{file}: {error}") from error
     table = document.get(settings.service, {})
     if not isinstance(table, dict):

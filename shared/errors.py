@@ -43,12 +43,25 @@ CODES: Mapping[str, Meaning] = {
     "bad_body": Meaning(400, EXIT_USAGE, "The body is not acceptable msgpack."),
     "bad_region": Meaning(400, EXIT_USAGE, "The region name is not in its canonical form."),
     "bad_node": Meaning(422, EXIT_USAGE, "The node record is not acceptable."),
+    "bad_metadata": Meaning(422, EXIT_INTEGRITY, "The signed metadata is not acceptable."),
+    "bad_manifest": Meaning(422, EXIT_INTEGRITY, "The manifest is not acceptable."),
+    "digest_mismatch": Meaning(422, EXIT_INTEGRITY, "The bytes do not match their digest."),
+    "incomplete": Meaning(422, EXIT_USAGE, "A shard or the manifest of what is published is missing."),
     "bad_key": Meaning(422, EXIT_USAGE, "The public key is not acceptable."),
     "unauthorized": Meaning(401, EXIT_AUTH, "A valid token is needed."),
+    "token_missing": Meaning(401, EXIT_AUTH, "A token is needed here."),
+    "token_invalid": Meaning(401, EXIT_AUTH, "The token is not valid."),
+    "token_expired": Meaning(401, EXIT_AUTH, "The token has expired."),
+    "token_early": Meaning(401, EXIT_AUTH, "The token is from the future: its issuer's clock or this one's is wrong."),
+    "token_revoked": Meaning(401, EXIT_AUTH, "The token was revoked."),
+    "forbidden": Meaning(403, EXIT_AUTH, "The token is not for this."),
+    "no_session": Meaning(401, EXIT_AUTH, "A publishing session is needed; it has ended or was never there."),
+    "not_publisher": Meaning(403, EXIT_AUTH, "This key may not publish for this organisation."),
     "bad_signature": Meaning(401, EXIT_AUTH, "The node's signature is not valid."),
     "stale_nonce": Meaning(401, EXIT_AUTH, "Sign again with the nonce that is given here."),
     "not_enrolled": Meaning(403, EXIT_AUTH, "The node is not enrolled."),
     "not_as_enrolled": Meaning(403, EXIT_AUTH, "The node's URL, region or weight is not as it was enrolled."),
+    "certificate_needed": Meaning(403, EXIT_AUTH, "The certificate of the node that asks is needed here."),
     "unknown_path": Meaning(404, EXIT_NOT_FOUND, "Nothing is served at this path."),
     "unknown_model": Meaning(404, EXIT_NOT_FOUND, "There is no such model."),
     "unknown_revision": Meaning(404, EXIT_NOT_FOUND, "The model has no such ref or revision."),
@@ -56,10 +69,15 @@ CODES: Mapping[str, Meaning] = {
     "unknown_file": Meaning(404, EXIT_NOT_FOUND, "The model has no such file at this revision."),
     "unknown_blob": Meaning(404, EXIT_NOT_FOUND, "There is no such shard."),
     "unknown_node": Meaning(404, EXIT_NOT_FOUND, "There is no such node."),
+    "unknown_metadata": Meaning(404, EXIT_NOT_FOUND, "There is no such metadata."),
+    "unknown_role": Meaning(404, EXIT_NOT_FOUND, "Nobody is delegated to sign this."),
     "method_not_allowed": Meaning(405, EXIT_USAGE, "The method is not allowed here; see Allow."),
     "not_acceptable": Meaning(406, EXIT_USAGE, "No representation matches Accept."),
     "timed_out": Meaning(408, EXIT_NETWORK, "The request was not received in time."),
     "stale_heartbeat": Meaning(409, EXIT_USAGE, "A later heartbeat of the node was heard already."),
+    "ref_conflict": Meaning(409, EXIT_USAGE, "Somebody else has moved this ref meanwhile."),
+    "stale_metadata": Meaning(409, EXIT_USAGE, "Somebody else has signed meanwhile; sign again on top of that."),
+    "other_visibility": Meaning(409, EXIT_USAGE, "The model is public where it should be private, or the other way."),
     "precondition_failed": Meaning(412, EXIT_USAGE, "If-Match names another version."),
     "too_large": Meaning(413, EXIT_USAGE, "The body is larger than is allowed here."),
     "unsupported_type": Meaning(415, EXIT_USAGE, "The body's type or encoding is not accepted here."),
@@ -70,6 +88,18 @@ CODES: Mapping[str, Meaning] = {
     "upstream_error": Meaning(502, EXIT_NETWORK, "No source could answer."),
     "upstream_missing": Meaning(502, EXIT_NETWORK, "A listed shard is missing at every source."),
     "integrity_error": Meaning(502, EXIT_INTEGRITY, "A source sent bytes that do not match their digest."),
+    "signature_invalid": Meaning(502, EXIT_INTEGRITY, "Signed metadata has a signature that is not valid, or none."),
+    "threshold_not_met": Meaning(502, EXIT_INTEGRITY, "Signed metadata has fewer good signatures than it needs."),
+    "unknown_key": Meaning(502, EXIT_INTEGRITY, "Signed metadata is signed by a key that may not sign it."),
+    "key_revoked": Meaning(502, EXIT_INTEGRITY, "Signed metadata is signed by a key that may sign it no longer."),
+    "rollback_detected": Meaning(502, EXIT_INTEGRITY, "Signed metadata is older than what was known already."),
+    "equivocation_detected": Meaning(502, EXIT_INTEGRITY, "Two different metadata were signed as the same version."),
+    "mixed_metadata": Meaning(502, EXIT_INTEGRITY, "Signed metadata is put together from different states."),
+    "metadata_expired": Meaning(502, EXIT_INTEGRITY, "The signed metadata has expired, and nobody has newer."),
+    "clock_skew": Meaning(502, EXIT_INTEGRITY, "The clock here is wrong, so signed metadata cannot be judged."),
+    "metadata_invalid": Meaning(502, EXIT_INTEGRITY, "Signed metadata breaks its own rules."),
+    "metadata_too_large": Meaning(502, EXIT_INTEGRITY, "Signed metadata is larger than is allowed."),
+    "bad_certificate": Meaning(502, EXIT_NETWORK, "A source's certificate, or the one shown to it, is not accepted."),
     "upstream_timeout": Meaning(504, EXIT_NETWORK, "No source answered in time."),
     "no_nodes": Meaning(503, EXIT_NETWORK, "No node and no origin can serve this now."),
     "no_room": Meaning(503, EXIT_DISK, "The node has no room for this now."),
@@ -82,9 +112,15 @@ CODES: Mapping[str, Meaning] = {
     "wrong_model": Meaning(502, EXIT_INTEGRITY, "The manifest is of another model."),
     "bad_tensor_file": Meaning(422, EXIT_USAGE, "A safetensors file is not valid."),
     "refused_file": Meaning(422, EXIT_USAGE, "A file of the model directory is refused."),
+    "model_signature_invalid": Meaning(422, EXIT_INTEGRITY, "The model is not signed as it would be published."),
     "bad_tasks": Meaning(422, EXIT_USAGE, "The tasks file is not valid."),
+    "no_metadata": Meaning(503, EXIT_CONFIG, "There is no signed metadata yet."),
+    "no_online_key": Meaning(503, EXIT_CONFIG, "The origin has no key to sign with."),
     "bad_config": Meaning(500, EXIT_CONFIG, "The settings are not valid."),
     "disk": Meaning(507, EXIT_DISK, "The disk refused to store this."),
+    "store_denied": Meaning(502, EXIT_AUTH, "The object store refuses these credentials."),
+    "store_timeout": Meaning(504, EXIT_NETWORK, "The object store did not answer in time."),
+    "store_failed": Meaning(502, EXIT_NETWORK, "The object store failed, or could not be reached."),
     "exists": Meaning(409, EXIT_USAGE, "The target is there already."),
 }
 
@@ -147,6 +183,18 @@ class NotFound(RequestError):
     code = "unknown_path"
 
 
+class MetadataInvalid(RequestError):
+    """Signed metadata that is malformed, or not signed by whom it must be."""
+
+    code = "bad_metadata"
+
+
+class Conflict(RequestError):
+    """Somebody else was first; the code says whether signing again helps."""
+
+    code = "stale_metadata"
+
+
 class UpstreamError(NearshardError):
     """A source could not answer, or answered wrongly: another one may do better."""
 
@@ -157,6 +205,77 @@ class IntegrityError(UpstreamError):
     """Bytes that do not match the digest they were asked for."""
 
     code = "integrity_error"
+
+
+class TrustError(UpstreamError):
+    """Metadata that is not to be believed; what was believed before goes on counting."""
+
+    code = "metadata_invalid"
+
+
+class SignatureInvalid(TrustError):
+    """No signature, or one that does not fit what is signed."""
+
+    code = "signature_invalid"
+
+
+class ThresholdNotMet(TrustError):
+    """Good signatures, but by fewer keys than are needed."""
+
+    code = "threshold_not_met"
+
+
+class UnknownKey(TrustError):
+    """Signed by nobody who may."""
+
+    code = "unknown_key"
+
+
+class KeyRevoked(TrustError):
+    """Signed by who once was allowed to, and is no longer."""
+
+    code = "key_revoked"
+
+
+class RollbackDetected(TrustError):
+    """A lower version than was seen already."""
+
+    code = "rollback_detected"
+
+
+class EquivocationDetected(TrustError):
+    """Good signatures on other content than was seen of the same version."""
+
+    code = "equivocation_detected"
+
+
+class MixedMetadata(TrustError):
+    """Good signatures on files that do not belong together."""
+
+    code = "mixed_metadata"
+
+
+class MetadataExpired(TrustError):
+    """Past its expiry: whoever sent it may be holding back what is new."""
+
+    code = "metadata_expired"
+
+    def __init__(self, message: str = "", *, expires: float = 0.0) -> None:
+        """``expires``: when it did, in seconds since 1970; 0 where there is nothing."""
+        self.expires = expires
+        super().__init__(message)
+
+
+class ClockSkew(TrustError):
+    """Not to be judged, because this machine's clock is wrong; the message says by how much."""
+
+    code = "clock_skew"
+
+
+class MetadataTooLarge(TrustError):
+    """Metadata over its limit; reading stopped there."""
+
+    code = "metadata_too_large"
 
 
 class ManifestInvalid(UpstreamError):
@@ -195,10 +314,22 @@ class DiskError(LocalError):
     code = "disk"
 
 
+class StoreError(LocalError):
+    """The object store behind an origin refused or failed; the code says which."""
+
+    code = "store_failed"
+
+
 class PublishError(LocalError):
     """A model directory that cannot be published; the message names the file."""
 
     code = "refused_file"
+
+
+class ModelSignatureInvalid(PublishError):
+    """A model directory whose signature is missing, by another key, or not of the files that are there."""
+
+    code = "model_signature_invalid"
 
 
 class TensorFileError(PublishError):

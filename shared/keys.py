@@ -1,4 +1,4 @@
-"""Ed25519 keys of nodes: what is acceptable as one, signing and checking, and the file that a node keeps its own in.
+"""Ed25519 keys of nodes and publishers: what is acceptable as one, signing and checking, and the file of a private one.
 
 The library takes public keys of small order (for the identity point, one signature fits any message) and spellings
 of a point that are not canonical, so both are refused here, whenever a key is registered or loaded (RFC 8032 §5.1.3
@@ -68,7 +68,7 @@ def verify(key: bytes, signature: bytes, message: bytes) -> bool:
 
 
 class NodeKey:
-    """A node's private key."""
+    """The private key of a node, a publisher or a role of the metadata."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -91,18 +91,38 @@ class NodeKey:
         return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def load_key(file: Path) -> NodeKey:
-    """The key in ``file``. Raises ConfigError (not a key, or everybody may read it), FileNotFoundError, DiskError."""
+def check_private(file: Path) -> None:
+    """Refuse a file of secrets that others than its owner may use, or that is not there. Raises ConfigError.
+
+    For files that a library opens by itself; else ``read_private`` looks at what it reads.
+    """
+    try:
+        _refuse_shared(file, file.stat().st_mode)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+
+
+def read_private(file: Path, limit: int = _MAX_FILE) -> bytes:
+    """The first ``limit`` bytes of a file of secrets. Raises ConfigError where others than its owner may use it,
+    FileNotFoundError, DiskError."""
     try:
         with file.open("rb") as opened:
-            mode = os.fstat(opened.fileno()).st_mode
-            data = opened.read(_MAX_FILE)
+            _refuse_shared(file, os.fstat(opened.fileno()).st_mode)
+            return opened.read(limit)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error
-    if mode & stat.S_IRWXO:
-        raise ConfigError(f"{file}: everybody on this machine may read this private key; chmod 600, or make a new one")
+
+
+def _refuse_shared(file: Path, mode: int) -> None:
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{file}: others on this machine may use this private key; chmod 600, or make a new one")
+
+
+def load_key(file: Path) -> NodeKey:
+    """The key in ``file``. Raises ConfigError (not a key, or others may use it), FileNotFoundError, DiskError."""
+    data = read_private(file)
     try:
         key = load_pem_private_key(data, None)
     except (ValueError, TypeError) as error:  # TypeError: it is encrypted
@@ -113,25 +133,32 @@ def load_key(file: Path) -> NodeKey:
 
 
 def load_or_make_key(file: Path) -> NodeKey:
-    """The key in ``file``, made at first. Raises ConfigError, DiskError.
+    """The key in ``file``, made at first. Raises ConfigError, DiskError."""
+    with suppress(FileNotFoundError):
+        return load_key(file)
+    with suppress(FileExistsError):
+        save_key(file, NodeKey.generate())
+    return load_key(file)
+
+
+def save_key(file: Path, key: NodeKey) -> None:
+    """Put a key in a new file that only its owner may read. Raises FileExistsError, DiskError.
 
     The name appears with the whole key in it, and never replaces one: a key that was enrolled is not lost to a race.
     """
-    with suppress(FileNotFoundError):
-        return load_key(file)
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as opened:
-                opened.write(NodeKey.generate().pem())
+                opened.write(key.pem())
                 opened.flush()
                 os.fsync(opened.fileno())
-            with suppress(FileExistsError):
-                os.link(temporary, file)
+            os.link(temporary, file)
         finally:
             temporary.unlink()
-        return load_key(file)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error

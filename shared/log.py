@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from typing import Any
 
 import structlog
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import EventDict, FilteringBoundLogger
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -24,6 +26,7 @@ def configure(level: str, form: str, service: str) -> FilteringBoundLogger:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if form == "console" else "iso", utc=form == "json"),
             structlog.processors.format_exc_info,
+            redact,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -33,6 +36,15 @@ def configure(level: str, form: str, service: str) -> FilteringBoundLogger:
     # aiohttp and asyncio speak through the standard library: only what should wake someone is let through.
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     return get(service)
+
+
+_SECRET = re.compile(r"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*|(?<=[?&]token=)[^&\s\"'>]+")
+"""A token, or what stands for one in a URL."""
+
+
+def redact(_: Any, __: str, event: EventDict) -> EventDict:
+    """The last look at a line: no token is ever in it, whoever put it there."""
+    return {name: _SECRET.sub("[token]", value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def get(service: str) -> FilteringBoundLogger:

@@ -46,6 +46,12 @@ class Metrics:
             ["upstream", "code"],
             registry=self.registry,
         )
+        self.refused_metadata = Counter(
+            "nearshard_refused_metadata",
+            "Signed metadata that was refused, by source and code.",
+            ["source", "code"],
+            registry=self.registry,
+        )
         self.evictions = Counter("nearshard_evictions", "Shards evicted, by tier.", ["tier"], registry=self.registry)
         self.cached = Gauge(
             "nearshard_cached_bytes", "Bytes held, fills included, by tier.", ["tier"], registry=self.registry

@@ -14,6 +14,7 @@ from shared.digest import Digest, parse_digest
 from shared.errors import BadId, ManifestInvalid, NotFound
 from shared.ids import TaskId, parse_model, parse_ref_or_revision, parse_task_id
 from shared.manifest import check_path
+from shared.trust_names import file_name, parse_file_name
 
 MAX_TARGET = 8000
 """Characters of a path: the longest that a manifest can hold, each byte escaped, fits in a request line."""
@@ -49,9 +50,11 @@ class TaskPath:
 
 @dataclass(frozen=True, slots=True)
 class BlobPath:
-    """``/blobs/<digest>``: one shard."""
+    """``/blobs/<digest>``: one shard; ``/models/<model>/blobs/<digest>``: one of a private model."""
 
     digest: Digest
+    model: str = ""
+    """The private model; empty for a public shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,21 @@ class FilePath:
         return file_path(self.model, revision, self.path)
 
 
-ReadPath = TaskPath | BlobPath | ModelsPath | ModelPath | ManifestPath | FilePath
+@dataclass(frozen=True, slots=True)
+class TrustPath:
+    """``/trust/<file>``: a file of the signed metadata."""
+
+    role: str
+    version: int
+    """0 of the timestamp, the one file that changes."""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return file_name(self.role, self.version)
+
+
+ReadPath = TaskPath | BlobPath | ModelsPath | ModelPath | ManifestPath | FilePath | TrustPath
 
 
 def decode_path(raw: str) -> str:
@@ -123,6 +140,10 @@ def parse_path(raw: str) -> ReadPath:
         return TaskPath(parse_task_id("/".join(rest)))
     if head == "blobs" and len(rest) == 1:
         return BlobPath(parse_digest(rest[0]))
+    if head == "trust" and len(rest) == 1:
+        if found := parse_file_name(rest[0]):
+            return TrustPath(*found)
+        raise NotFound("no metadata is called that", code="unknown_metadata")
     if head == "models":
         if not rest:
             return ModelsPath()
@@ -134,6 +155,8 @@ def parse_path(raw: str) -> ReadPath:
                 return ModelPath(model)
             case ["manifests", ref]:
                 return ManifestPath(model, parse_ref_or_revision(ref))
+            case ["blobs", digest]:
+                return BlobPath(parse_digest(digest), model)
             case ["files", ref, *path] if path:
                 try:
                     return FilePath(model, parse_ref_or_revision(ref), check_path("/".join(path)))
@@ -144,9 +167,14 @@ def parse_path(raw: str) -> ReadPath:
     raise NotFound("no such path")
 
 
-def blob_path(digest: Digest) -> str:
-    """The path of one shard."""
-    return f"/blobs/{digest}"
+def blob_path(digest: Digest, model: str = "") -> str:
+    """The path of one shard; of a private ``model`` where one is named."""
+    return f"/models/{model}/blobs/{digest}" if model else f"/blobs/{digest}"
+
+
+def trust_path(role: str, version: int) -> str:
+    """The path of a file of the signed metadata."""
+    return f"/trust/{file_name(role, version)}"
 
 
 def manifest_path(model: str, ref: str) -> str:

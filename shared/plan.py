@@ -35,8 +35,10 @@ class Plan:
     urls: dict[Digest, tuple[str, ...]]
 
 
-def build(manifest: Manifest, task: Task, sources: Sources) -> dict[str, Any]:
-    """The plan of a task as plain values, for msgpack and JSON alike."""
+def build(manifest: Manifest, task: Task, sources: Sources, *, private: bool = False) -> dict[str, Any]:
+    """The plan of a task as plain values, for msgpack and JSON alike. ``private``: the model is not for all, so its
+    shards are at paths of their own."""
+    model = manifest.model if private else ""
     layouts = {"": task.layout, **{path: manifest.files[path] for path in task.files}}
     digests = list(dict.fromkeys(digest for layout in layouts.values() for digest in layout.shards()))
     index = {digest: number for number, digest in enumerate(digests)}
@@ -55,7 +57,7 @@ def build(manifest: Manifest, task: Task, sources: Sources) -> dict[str, Any]:
             {
                 "digest": digest,
                 "size": manifest.shards[digest],
-                "urls": [base + blob_path(digest) for base in sources(digest)],
+                "urls": [base + blob_path(digest, model) for base in sources(digest)],
                 "deltas": [],
             }
             for digest in digests

@@ -47,6 +47,12 @@ def private_role(org: str) -> str:
     return f"{org}~private"
 
 
+def private_org(role: str) -> str:
+    """The organisation whose private models a role is for; empty for any other role."""
+    org = role.partition("~")[0]
+    return org if role == private_role(org) else ""
+
+
 def target_path(model: str, ref: str) -> str:
     """What a ref is called as a target."""
     return f"{model}/{ref}"
@@ -67,4 +73,4 @@ def parse_file_name(name: str) -> tuple[str, int] | None:
     if name == TIMESTAMP_FILE:
         return TIMESTAMP, 0
     match = _FILE.fullmatch(name)
-    return (match[2], int(match[1])) if match else None
+    return (match[2], int(match[1])) if match and match[2] != TIMESTAMP else None  # which has one name only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Lab, valkey
+from tests.s3_server import BUCKET, environment, s3_server
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What commands keep for the next one is kept for this run of the tests, away from the user's."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache-home"))
+    for kind in ("CACHE", "CONFIG", "DATA"):
+        os.environ[f"XDG_{kind}_HOME"] = str(tmp_path_factory.mktemp(f"{kind.lower()}-home"))
 
 
 @pytest.fixture
@@ -31,6 +34,21 @@ def redis_url() -> Iterator[str]:
     """A real Valkey server, shared by the tests that give it keys of their own."""
     with valkey() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3-speaking server with a bucket, shared by the tests that take prefixes of their own."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place of its own in that server, as a store's URL; the environment leads there."""
+    for name, value in environment(s3_url).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{secrets.token_hex(4)}"
 
 
 @pytest.fixture

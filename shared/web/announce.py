@@ -5,16 +5,19 @@ An announcement is believed no further than that: it makes the next request reva
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable
 
 import aiohttp
 from aiohttp import web
+from structlog.typing import FilteringBoundLogger
 
 from shared import codec
 from shared.errors import RequestError, UpstreamError
 from shared.ids import parse_model
+from shared.tasks import end
 from shared.web.middleware import KIND, read_body, refuse_expectation
-from shared.web.session import translated
+from shared.web.session import Sessions, translated
 
 PATH = "/announce"
 TIMEOUT = aiohttp.ClientTimeout(total=5)
@@ -42,3 +45,28 @@ async def announce(session: aiohttp.ClientSession, url: str, model: str) -> None
         async with session.post(url + PATH, json={"model": model}, timeout=TIMEOUT, allow_redirects=False) as answer:
             if answer.status >= 300:
                 raise UpstreamError(f"{url} answered {answer.status}")
+
+
+class Announcer:
+    """Tells services, beside whatever else goes on. Who is not told sees it when a ref's lifetime ends."""
+
+    def __init__(self, sessions: Sessions, log: FilteringBoundLogger) -> None:
+        self._sessions, self._log = sessions, log
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tell(self, urls: Iterable[str], model: str) -> None:
+        """Something of this model was published."""
+        for url in urls:
+            task = asyncio.create_task(self._tell(url, model), name="announce")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Stop telling."""
+        await end(self._tasks)
+
+    async def _tell(self, url: str, model: str) -> None:
+        try:
+            await announce(self._sessions.of(url), url, model)
+        except UpstreamError as error:
+            self._log.info("somebody was not told of a publish", url=url, reason=str(error))

@@ -1,4 +1,4 @@
-"""Starting a service from the command line: the same few steps for each of them."""
+"""Starting services and other programs from the command line: the same few steps for each of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from uvloop import new_event_loop
 from shared import log
 from shared.clock import Clock, SystemClock
 from shared.config import S, fail, load
-from shared.errors import ConfigError
+from shared.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, NearshardError
 from shared.web.server import run
+from shared.web.tls import Certificates
 
-Build = Callable[[S, str, Clock, FilteringBoundLogger], web.Application]
-"""A composition root: settings, own base URL, clock, logger."""
+Build = Callable[[S, str, Certificates, Clock, FilteringBoundLogger], web.Application]
+"""A composition root: settings, own base URL, certificates, clock, logger."""
 
 
 def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None) -> None:
@@ -26,6 +27,17 @@ def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None
         settings = load(settings_type, sys.argv[1:] if argv is None else argv)
         logger = log.configure(settings.log_level, settings.log_format, settings_type.service)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(run(lambda url: build(settings, url, SystemClock(), logger), settings, logger))
+            runner.run(run(lambda url, tls: build(settings, url, tls, SystemClock(), logger), settings, logger))
     except ConfigError as error:
         fail(error)
+
+
+def run_program(app: Callable[..., object], name: str) -> None:
+    """Run a command of a typer app; an error is one line, and its exit code."""
+    try:
+        app(prog_name=name)
+    except NearshardError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else error.exit_code or EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        raise SystemExit(EXIT_INTERRUPTED) from None

@@ -22,6 +22,7 @@ from aiohttp.helpers import rfc822_formatted_time
 from shared.clock import Clock
 from shared.view import EPOCH
 from shared.web.server import Connection
+from shared.web.tls import peer_of
 
 MAX_REQUEST = 4096
 """Bytes of a request that is still plain."""
@@ -140,6 +141,11 @@ class PlainConnection(Connection):
         """Whether aiohttp's parser is between two requests, as far as can be told from here."""
         self.busy = False
         """Whether an answer from here is still being sent: what arrives meanwhile goes to ``hold_back``."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Where reading is for nodes only, aiohttp refuses whoever is none: everything is for it."""
+        super().connection_made(transport)
+        self._clean = not self.limits.nodes_only or peer_of(transport) is not None
 
     def answer(self, transport: asyncio.Transport, target: bytes, fields: PlainFields) -> bool:
         """Answer a plain request on ``transport``, which takes it at once. False where aiohttp is to do it: then

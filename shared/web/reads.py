@@ -7,6 +7,7 @@ tier itself, which streams them (origin, edge) or sends the client on (router).
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,9 +28,11 @@ from shared.paths import (
     ModelsPath,
     ReadPath,
     TaskPath,
+    TrustPath,
     parse_path,
 )
 from shared.representation import BINARY, IMMUTABLE, REVALIDATE, disposition
+from shared.web.access import Gate, keep_private, private_model, require_known
 from shared.web.middleware import KIND, refuse_expectation
 from shared.web.send import conditions
 
@@ -37,7 +40,7 @@ MANIFEST = "application/vnd.nearshard.manifest+msgpack"
 _OFFERS = (BINARY, plan.MSGPACK, plan.JSON, metalink.METALINK)
 KINDS: Mapping[type, str] = {
     TaskPath: "task", BlobPath: "blob", FilePath: "file",
-    ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models",
+    ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models", TrustPath: "trust",
 }  # fmt: skip
 
 
@@ -53,7 +56,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Listing:
-    """The JSON body of ``/models`` or ``/models/<model>``."""
+    """The JSON body of ``/models``, ``/models/<model>`` or a file of the signed metadata."""
 
     body: bytes
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +76,10 @@ class Tier(Protocol):
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing. Raises NotFound or UpstreamError."""
+        ...
+
+    async def trust(self, path: TrustPath) -> Listing:
+        """A file of the signed metadata. Raises NotFound or UpstreamError."""
         ...
 
     def sources(self, request: web.Request, path: TaskPath) -> plan.Sources:
@@ -96,14 +103,17 @@ class Tier(Protocol):
         ...
 
 
-def add_routes(app: web.Application, tier: Tier, metrics: Metrics, *, degraded: Callable[[], str] = lambda: "") -> None:
-    """The read paths and the paths for operators, answered by ``tier``. ``degraded``: what it does without, while
-    it serves."""
+def add_routes(
+    app: web.Application, tier: Tier, gate: Gate, metrics: Metrics, *, degraded: Callable[[], str] = lambda: ""
+) -> None:
+    """The read paths and the paths for operators, answered by ``tier`` to whom ``gate`` lets through. ``degraded``:
+    what it does without, while it serves."""
 
     async def read(request: web.Request) -> web.StreamResponse:
         path = parse_path(request.rel_url.raw_path)
         request[KIND] = KINDS[type(path)]
-        return await _answer(tier, request, path)
+        await gate.enter(request, path)
+        return await _answer(tier, gate, request, path)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "up"}, headers=_PRIVATE)
@@ -121,7 +131,8 @@ def add_routes(app: web.Application, tier: Tier, metrics: Metrics, *, degraded: 
     async def render(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE, **_PRIVATE})
 
-    for prefix in ("/shards/" + _ANY, "/blobs/" + _ANY, "/models", "/models/" + _ANY):
+    app.on_response_prepare.append(keep_private)
+    for prefix in ("/shards/" + _ANY, "/blobs/" + _ANY, "/models", "/models/" + _ANY, "/trust/" + _ANY):
         get(app, prefix, read)
     for name, handler in (("healthz", healthz), ("readyz", readyz), ("status", status), ("metrics", render)):
         get(app, f"/{name}", handler)
@@ -138,9 +149,13 @@ def get(app: web.Application, path: str, handler: Callable[[web.Request], Awaita
         app.router.add_route(method, path, handler, expect_handler=refuse_expectation)
 
 
-async def _answer(tier: Tier, request: web.Request, path: ReadPath) -> web.StreamResponse:
+async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) -> web.StreamResponse:
     match path:
-        case ModelsPath() | ModelPath():
+        case ModelsPath():
+            listing = await _seen(await tier.listing(path), gate, request)
+            lifetime = "private, no-cache" if await gate.token(request) else REVALIDATE
+            return document(request, listing.body, "application/json", listing.etag, lifetime, listing.fields)
+        case ModelPath():
             listing = await tier.listing(path)
             return document(request, listing.body, "application/json", listing.etag, REVALIDATE, listing.fields)
         case ManifestPath():
@@ -150,6 +165,10 @@ async def _answer(tier: Tier, request: web.Request, path: ReadPath) -> web.Strea
             fields = {**found.fields, "Nearshard-Revision": revision}
             etag = revision.removeprefix("sha256:")
             return document(request, found.manifest.encoded, MANIFEST, etag, lifetime, fields)
+        case TrustPath():
+            found_file = await tier.trust(path)
+            lifetime = IMMUTABLE if path.version else REVALIDATE
+            return document(request, found_file.body, "application/json", found_file.etag, lifetime, found_file.fields)
         case BlobPath():
             return await tier.bytes(request, path)
         case TaskPath() | FilePath():
@@ -157,12 +176,20 @@ async def _answer(tier: Tier, request: web.Request, path: ReadPath) -> web.Strea
             if form == BINARY:
                 return await tier.bytes(request, path)
             try:
+                require_known(request)
                 found = await tier.resolve(path.model, path.ref)
             except UpstreamError:
                 if form == metalink.METALINK:  # a router sends the client on: a node may know, and has a metalink too
                     return await tier.bytes(request, path)
                 raise
             return _described(tier, request, path, form, found)
+
+
+async def _seen(listing: Listing, gate: Gate, request: web.Request) -> Listing:
+    """The names in a listing that whoever asks may know of."""
+    names = json.loads(listing.body)["models"]
+    shown = [name for name in names if await gate.sees(request, name)]
+    return Listing(codec.encode_json({"models": shown}), {**listing.fields, "Vary": "Authorization"})
 
 
 def _form(request: web.Request, path: TaskPath | FilePath) -> str:
@@ -189,7 +216,12 @@ def _described(
         fields["Content-Disposition"] = disposition(shown.filename + metalink.SUFFIX)
     else:
         assert isinstance(path, TaskPath)
-        built = plan.build(found.manifest, found.manifest.task(path.task_id.task), tier.sources(request, path))
+        built = plan.build(
+            found.manifest,
+            found.manifest.task(path.task_id.task),
+            tier.sources(request, path),
+            private=bool(private_model(request)),
+        )
         body = codec.encode(built) if form == plan.MSGPACK else codec.encode_json(built)
     return document(request, body, form, hashlib.sha256(body).hexdigest(), "private, no-cache", fields)
 

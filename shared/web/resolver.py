@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
 from shared.clock import Clock
+from shared.tasks import end
 
 FRESH, STALE = 30.0, 3600.0
 KEEP = 1000
@@ -60,9 +61,7 @@ class AheadResolver(AbstractResolver):
 
     async def close(self) -> None:
         """End what is under way."""
-        for task in list(self._asking.values()):
-            task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await end(self._asking.values())
         await self._inner.close()
 
     def _ask(self, host: str) -> asyncio.Task[list[ResolveResult]]:

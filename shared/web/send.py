@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -17,7 +17,7 @@ from shared.errors import DiskError
 from shared.layout import Span
 from shared.representation import BINARY, Representation, disposition
 from shared.web.middleware import BODY_BEGUN
-from shared.web.wire import Wire
+from shared.web.wire import Wire, is_encrypted
 
 UNIT = 256 << 10
 """Bytes handed to the kernel at a time; a client has STALL seconds to take them."""
@@ -116,10 +116,12 @@ async def send(
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client left")
-    with Wire(transport) as wire:  # before the head: without a descriptor for it, there is an error to answer with
+    # Before the head: without a descriptor for it, there is an error to answer with. The kernel does not encrypt.
+    with nullcontext() if is_encrypted(transport) else Wire(transport) as wire:
         request[BODY_BEGUN] = response
         await response.prepare(request)
-        transport.set_write_buffer_limits(0)  # so that drain() means: all is with the kernel
+        # So that drain() means: all is with the kernel. With TLS 0 would mean never, and one byte is as good.
+        transport.set_write_buffer_limits(0 if wire else 1)
         await _send_piece(request, transport, response, wire, first)
         async for piece in pieces:
             await _send_piece(request, transport, response, wire, piece)
@@ -139,15 +141,14 @@ def _read(region: FileRegion) -> bytes:
 
 
 async def _send_piece(
-    request: web.Request, transport: asyncio.Transport, response: web.StreamResponse, wire: Wire, piece: Piece
+    request: web.Request, transport: asyncio.Transport, response: web.StreamResponse, wire: Wire | None, piece: Piece
 ) -> None:
     length = len(piece) if isinstance(piece, memoryview) else piece.length
-    through_python = transport.get_extra_info("sslcontext") is not None  # the kernel does not encrypt
     for start in range(0, length, UNIT):
         size = min(UNIT, length - start)
         try:
             async with asyncio.timeout(STALL):
-                if isinstance(piece, FileRegion) and not through_python:
+                if isinstance(piece, FileRegion) and wire:
                     await request.writer.drain()
                     with reading(piece):
                         await wire.sendfile(piece.file, piece.offset + start, size)

@@ -11,6 +11,7 @@ import resource
 import secrets
 import signal
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -28,6 +29,7 @@ from shared.errors import ConfigError
 from shared.files import replace_file
 from shared.web.middleware import problem
 from shared.web.session import SHORT
+from shared.web.tls import Certificates, certificate_guard
 
 DRAIN: web.AppKey[Callable[[], Awaitable[None]]] = web.AppKey("drain")
 """Awaited when the service is told to stop, while it still listens."""
@@ -38,6 +40,8 @@ GRACE = 10.0
 MAX_LINE = 8190
 MAX_HEADERS = 64
 BACKLOG = 1024
+HANDSHAKE = 5.0
+"""Seconds that a client has to agree on TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Limits:
     per_address: int = 256
     congestion: str = ""
     """TCP congestion control of sending sockets, where the kernel has it."""
+    nodes_only: bool = False
+    """Whether reading is for nodes that show their certificate."""
 
 
 FILES, FILES_KEPT, FILES_EACH = 1 << 16, 64, 3
@@ -90,10 +96,16 @@ class Connection(RequestHandler):
             assert isinstance(body, bytes) and self.transport is not None
             self.transport.write(_BUSY % (len(body), body))
             self.force_close()
-        elif server.limits.congestion:
+        elif self.limits.congestion:
             with suppress(OSError, AttributeError):  # the kernel has it not: its default does
                 sock = transport.get_extra_info("socket")
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, server.limits.congestion.encode())
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self.limits.congestion.encode())
+
+    @property
+    def limits(self) -> Limits:
+        """What the service takes on."""
+        assert isinstance(self._manager, _Server)
+        return self._manager.limits
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """A client is gone."""
@@ -164,7 +176,26 @@ def require_c_parser() -> None:
         raise ConfigError("aiohttp is installed without its C extension; install a wheel of it")
 
 
-async def listen(app: web.Application, host: str, port: int, keepalive: float) -> tuple[Runner, str]:
+class _Site(web.TCPSite):
+    """One whose clients have HANDSHAKE seconds to agree on TLS: until then, nothing counts their connections."""
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=HANDSHAKE if self._ssl_context else None,
+            backlog=self._backlog,
+            reuse_address=self._reuse_address,
+        )
+
+
+async def listen(
+    app: web.Application, host: str, port: int, keepalive: float, tls: ssl.SSLContext | None = None
+) -> tuple[Runner, str]:
     """Listen, and give the runner (for ``cleanup``) and the base URL. Raises OSError."""
     require_c_parser()
     runner = Runner(
@@ -180,15 +211,15 @@ async def listen(app: web.Application, host: str, port: int, keepalive: float) -
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG, reuse_address=True).start()
+        await _Site(runner, host, port, backlog=BACKLOG, reuse_address=True, ssl_context=tls).start()
     except OSError:
         await runner.cleanup()
         raise
-    return runner, f"http://{_host(host)}:{runner.addresses[0][1]}"
+    return runner, _url(host, runner.addresses[0][1], tls is not None)
 
 
-def _host(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _url(host: str, port: int, encrypted: bool) -> str:
+    return f"http{'s' * encrypted}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def free_port() -> int:
@@ -198,23 +229,33 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def run(build: Callable[[str], web.Application], settings: ServiceSettings, log: FilteringBoundLogger) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. ``build`` gets the service's own base URL."""
+async def run(
+    build: Callable[[str, Certificates], web.Application], settings: ServiceSettings, log: FilteringBoundLogger
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. ``build`` gets the service's own base URL, and its certificates, which
+    are read again when they change, or at SIGHUP. Raises ConfigError."""
     stop = asyncio.Event()
+    certificates = Certificates(settings, log)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_say_shortage(log))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if not settings.port:
         settings = settings.model_copy(update={"port": free_port()})
-    app = build(f"http://{_host(settings.host)}:{settings.port}")
-    app[LIMITS] = Limits(fit(settings.connections), settings.connections_per_address, settings.congestion)
+    tls, nodes_only = certificates.server, settings.node_certificates == "required"
+    app = build(_url(settings.host, settings.port, tls is not None), certificates)
+    app[LIMITS] = Limits(fit(settings.connections), settings.connections_per_address, settings.congestion, nodes_only)
+    if tls and settings.tls_ca:
+        app.middlewares.append(certificate_guard(nodes_only=nodes_only))
     try:
-        runner, url = await listen(app, settings.host, settings.port, settings.keepalive)
+        runner, url = await listen(app, settings.host, settings.port, settings.keepalive, tls)
     except OSError as error:
         raise ConfigError(
             f"{settings.service}.port: cannot listen on {settings.host}:{settings.port}: {error.strerror}"
         ) from error
+    watching = asyncio.create_task(certificates.watch(), name="certificates") if certificates else None
+    if watching:
+        loop.add_signal_handler(signal.SIGHUP, certificates.read_again)
     try:
         if settings.ready_file:
             await asyncio.to_thread(write_ready, settings.ready_file, {"url": url})
@@ -224,6 +265,8 @@ async def run(build: Callable[[str], web.Application], settings: ServiceSettings
         if drain := app.get(DRAIN):
             await drain()
     finally:
+        if watching:
+            watching.cancel()
         try:
             async with asyncio.timeout(DRAIN_TIME + GRACE):
                 await runner.cleanup()

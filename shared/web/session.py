@@ -11,6 +11,7 @@ import asyncio
 import errno
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from aiohttp_socks import ProxyConnector
 
 from shared import codec
 from shared.clock import SystemClock
-from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, UpstreamError
+from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, RequestError, UpstreamError
 from shared.ids import parse_name
+from shared.token_file import TokenFile
 from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
+from shared.web.tls import Certificates
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
 """Seconds to connect, until the head of an answer, and between two reads of a node."""
@@ -42,19 +45,26 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 def make_session(
-    proxy: str | None = None, resolver: AheadResolver | None = None, *, idle: float = CLIENT_IDLE
+    proxy: str | None = None,
+    resolver: AheadResolver | None = None,
+    *,
+    idle: float = CLIENT_IDLE,
+    tls: ssl.SSLContext | None = None,
 ) -> aiohttp.ClientSession:
     """A session; close it at the end. Callers bound how much they ask for at once.
 
     ``proxy``: ``http://``, ``socks5://`` or ``socks5h://``, for all requests of the session. ``resolver``: one of
-    its own by default. ``idle``: seconds between two reads.
+    its own by default. ``idle``: seconds between two reads. ``tls``: how servers are checked; by the system's CAs by
+    default.
     """
-    connector: aiohttp.BaseConnector
+    connector: aiohttp.TCPConnector
     if proxy and proxy.startswith("socks"):
-        connector, proxy = ProxyConnector.from_url(proxy.replace("socks5h:", "socks5:"), rdns=True, limit=0), None
+        url = proxy.replace("socks5h:", "socks5:")
+        connector, proxy = ProxyConnector.from_url(url, rdns=True, limit=0, ssl=tls or True), None
     else:
+        resolver = resolver or AheadResolver(SystemClock())
         connector = aiohttp.TCPConnector(
-            limit=0, use_dns_cache=False, resolver=resolver or AheadResolver(SystemClock()), family=socket.AF_UNSPEC
+            limit=0, use_dns_cache=False, resolver=resolver, family=socket.AF_UNSPEC, ssl=tls or True
         )
     return aiohttp.ClientSession(
         connector=connector,
@@ -77,14 +87,37 @@ class Answered(UpstreamError):
     """A source that is there, and answered with an error: its own trouble, or that of its sources."""
 
 
+class NotLetIn(Answered):
+    """A source that wants a token, or another one than it was shown.
+
+    To whoever asks a service of ours that is the service's trouble with its source, so the status is that of any
+    other. Who shows a token of its own raises ``refusal`` in its place.
+    """
+
+    def __init__(self, url: str, code: str) -> None:
+        super().__init__(f"{url} refused: {CODES[code].title}")
+        self.refusal = RequestError(f"{CODES[code].title} ({url})", code=code)
+
+
 class Sessions:
     """The sessions of a process: one for all, and one for each upstream that has a proxy of its own."""
 
-    def __init__(self, proxies: Mapping[str, str] | None = None) -> None:
-        """``proxies``: proxy URL by base URL of the upstream."""
+    def __init__(
+        self,
+        proxies: Mapping[str, str] | None = None,
+        token: TokenFile | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
+        """``proxies``: proxy URL by base URL of the upstream. ``token``: this service's own, for what is private.
+        ``certificates``: of the service; without them, others are checked by the system's CAs, and this one shows
+        nothing."""
+        self.token = token or TokenFile(None)
         self._resolver = AheadResolver(SystemClock())
-        self.direct = make_session(resolver=self._resolver, idle=IDLE)
-        self._proxied = {base: make_session(proxy, idle=IDLE) for base, proxy in (proxies or {}).items()}
+        tls = certificates.client if certificates else None
+        self.direct = make_session(resolver=self._resolver, idle=IDLE, tls=tls)
+        self._proxied = {base: make_session(proxy, idle=IDLE, tls=tls) for base, proxy in (proxies or {}).items()}
+        if certificates:
+            certificates.follow(self._show)
 
     def of(self, base: str) -> aiohttp.ClientSession:
         """The session for an upstream."""
@@ -93,6 +126,12 @@ class Sessions:
     def resolve_ahead(self, urls: Iterable[str]) -> None:
         """Look up the hosts of upstreams before they are needed; a proxy does so by itself."""
         self._resolver.ahead(url for url in urls if url not in self._proxied)
+
+    def _show(self, tls: ssl.SSLContext) -> None:
+        """New connections are made by this context; a session has no public way to say so."""
+        for session in (self.direct, *self._proxied.values()):
+            assert isinstance(session.connector, aiohttp.TCPConnector)
+            session.connector._ssl = tls
 
     async def close(self) -> None:
         """Close them all."""
@@ -117,9 +156,10 @@ async def fetch(
     limit: int,
     headers: Mapping[str, str] | None = None,
     missing: str = "unknown_path",
+    too_long: Callable[[str], UpstreamError] = UpstreamError,
 ) -> Fetched:
     """GET a document of at most ``limit`` bytes. Raises NotFound (with code ``missing``, or the code that a
-    server of ours gave) or UpstreamError."""
+    server of ours gave), ``too_long`` at the first byte over the limit, or UpstreamError."""
     with translated(url):
         timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT, sock_read=FIRST_BYTE)
         async with session.get(url, headers=headers, allow_redirects=False, timeout=timeout) as answer:
@@ -127,13 +167,15 @@ async def fetch(
                 return Fetched(304, b"", answer.headers)
             if answer.status == 404:
                 raise await _not_found(answer, missing)
+            if answer.status in (401, 403):
+                raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status != 200:
                 raise Answered(f"{url} answered {answer.status}")
             body = bytearray()
             async for chunk in answer.content.iter_any():
                 body += chunk
                 if len(body) > limit:
-                    raise UpstreamError(f"{url} answered more than {limit} bytes")
+                    raise too_long(f"{url} answered more than {limit} bytes")
             if answer.content_length not in (None, len(body)):
                 raise UpstreamError(f"{url} ended early")
             return Fetched(200, bytes(body), answer.headers)
@@ -181,6 +223,8 @@ async def open_blob(
                 answer = await stack.enter_async_context(asking)
             if answer.status == 404:
                 raise await _not_found(answer, "unknown_blob")
+            if answer.status in (401, 403):
+                raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status not in (200, 206):
                 raise Answered(f"{url} answered {answer.status}")
             if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -227,6 +271,17 @@ async def _exactly(
         raise UpstreamError(f"{url} broke off {left} bytes early")
 
 
+async def _given_code(answer: aiohttp.ClientResponse) -> str:
+    """The code that a server of ours gave with an error; empty for any other's."""
+    if answer.content_type != "application/problem+json":
+        return ""
+    with suppress(DecodeError, AttributeError):
+        given = codec.decode_json(await answer.content.read(codec.MAX_JSON)).get("code")
+        if isinstance(given, str) and given in CODES and CODES[given].status == answer.status:
+            return given
+    return ""
+
+
 async def _not_found(answer: aiohttp.ClientResponse, missing: str) -> NotFound:
     """A 404 keeps the code and the task names that a server of ours gave, so that it means the same to all."""
     code, public = missing, {}
@@ -241,6 +296,32 @@ async def _not_found(answer: aiohttp.ClientResponse, missing: str) -> NotFound:
     return NotFound(f"{answer.url.path} is not there", code=code, public=public)
 
 
+_ADVICE = {
+    9: "its certificate is not valid yet: look at the clocks of both machines",
+    10: "its certificate has expired; whoever runs it makes a new one (`nearshard trust cert`)",
+    18: "its certificate is from a CA that is not known here; name its CA (--ca, NEARSHARD_CA, a service's tls_ca)",
+    62: "its certificate is for another host name; ask it by one of its names, or make one with --dns",
+    64: "its certificate is for another address; ask it by one of its names, or make one with --ip",
+}
+_ADVICE |= dict.fromkeys((19, 20, 21), _ADVICE[18])
+"""What to do, by OpenSSL's verdict on a certificate (X509_V_ERR_...)."""
+
+
+def _about_tls(error: BaseException | None) -> tuple[str, str] | None:
+    """Code and advice where TLS is what failed: by the server's certificate, or by what it says of this side's."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__  # what the HTTP library makes of it claims to be an SSLError too, but has no reason
+    if isinstance(error, ssl.SSLCertVerificationError):
+        advice = _ADVICE.get(error.verify_code, f"its certificate is not acceptable: {error.verify_message}")
+        return "bad_certificate", advice
+    reason = (error.reason or "") if isinstance(error, ssl.SSLError) else ""
+    if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+        return "bad_certificate", f"it does not take this side's certificate ({reason.lower()})"
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return "upstream_error", "it does not speak TLS; is it http://?"
+    return None
+
+
 @contextmanager
 def translated(url: str) -> Iterator[None]:
     """aiohttp's errors as ours: no foreign exception leaves the session."""
@@ -251,6 +332,11 @@ def translated(url: str) -> Iterator[None]:
     except TimeoutError as error:
         raise UpstreamError(f"{url} did not answer in time", code="upstream_timeout") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
+        if trouble := _about_tls(error):
+            raise UpstreamError(f"{url} failed: {trouble[1]}", code=trouble[0]) from error
+        if isinstance(error, aiohttp.ServerDisconnectedError) and url.startswith("https:"):
+            # asyncio closes a handshake that it refuses without an alert, and TLS 1.3 says so only here
+            raise UpstreamError(f"{url} closed the connection; does it take this side's certificate?") from error
         reason = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else str(error)
         code = "busy" if isinstance(error, OSError) and error.errno in SHORT else None  # ours, not the source's
         raise UpstreamError(f"{url} failed: {reason or type(error).__name__}", code=code) from error

@@ -15,17 +15,34 @@ from typing import BinaryIO, Self
 from shared.errors import DiskError, LocalError
 
 
+def is_encrypted(transport: asyncio.Transport) -> bool:
+    """Whether what is sent must pass through the transport: written to the socket, it would go out as it is."""
+    return transport.get_extra_info("sslcontext") is not None
+
+
+def duplicate(transport: asyncio.Transport) -> socket.socket:
+    """Another descriptor of a connection's socket, to write to: the one place where a socket leaves its transport.
+
+    Raises OSError where this process can have no more descriptors, ConnectionResetError where the connection is closed.
+    """
+    if is_encrypted(transport):
+        raise RuntimeError("bytes that are written to this socket would not be encrypted")
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        raise ConnectionResetError("the client left")
+    return socket.socket(fileno=os.dup(sock.fileno()))
+
+
 class Wire:
     """A duplicate of a connection's socket. A context manager: while it is open, so is the connection."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         """Raises ConnectionResetError where the connection is closed already, LocalError (``busy``) where this process
         can have no more descriptors."""
-        sock = transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
-            raise ConnectionResetError("the client left")
         try:
-            self._socket = socket.socket(fileno=os.dup(sock.fileno()))
+            self._socket = duplicate(transport)
+        except ConnectionError:
+            raise
         except OSError as error:
             raise LocalError(f"no descriptor to send by: {error}", code="busy") from error
 

@@ -1,4 +1,4 @@
-"""The storage contract on a directory and on an object store in memory; and what a directory adds."""
+"""The storage contract on a directory and on a real S3-speaking server; and what a directory adds."""
 
 from __future__ import annotations
 
@@ -76,20 +76,26 @@ class TestDirectory(StorageContract):
         assert await storage.sweep(NOW) == 1
         assert [path.name for path in folder.iterdir()] == ["young"]
 
-    async def test_a_damaged_ref_is_an_error_and_not_missing(self, storage: Storage) -> None:
-        await storage.put_ref("acme/tiny", "main", DIGEST, NOW)
-        (Path(storage.location) / "models/acme/tiny/refs/main").write_bytes(b"{")
-        with pytest.raises(DiskError):
-            await storage.ref("acme/tiny", "main")
+    async def test_created_and_replaced_objects_are_durable_on_return(
+        self, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[str] = []
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+        await storage.create("trust/timestamp.json", b"1")
+        assert "/tmp/" in synced[0] and f"{storage.location}/trust" in synced[1:]
+        synced.clear()
+        await storage.replace("trust/timestamp.json", b"2", (await storage.get("trust/timestamp.json"))[1])
+        assert "/tmp/" in synced[0] and f"{storage.location}/trust" in synced[1:]
+        assert not list((Path(storage.location) / "tmp").iterdir())
 
 
-class TestMemory(StorageContract):
-    """An object store by URL."""
+class TestS3(StorageContract):
+    """An object store by URL, below a prefix of a bucket."""
 
     @pytest.fixture
-    def storage(self) -> Storage:
-        """In memory."""
-        return Storage("memory:///")
+    def storage(self, s3: str) -> Storage:
+        """On a real server."""
+        return Storage(s3)
 
 
 @pytest.mark.parametrize("location", ["nonsense://x", "/proc/nope/x"])

@@ -159,18 +159,18 @@ def test_a_node_is_enrolled_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["x", '"a" = { url = "http://h:1", region = "r", key = "00" }'])
-def test_a_router_does_not_start_with_an_enrolment_that_is_wrong(tmp_path: Path, text: str) -> None:
+def test_a_router_does_not_start_with_an_enrolment_that_is_wrong(lab: Lab, tmp_path: Path, text: str) -> None:
     file = tmp_path / "nodes.toml"
     file.write_text(text)
-    done = start("router", "--enrolled", str(file))
+    done = start("router", "--enrolled", str(file), "--trust-root", str(lab.trust_root))
     assert done.returncode == 3 and "router.enrolled" in done.stderr
 
 
-def test_an_edge_does_not_start_with_a_key_that_everybody_may_read(tmp_path: Path) -> None:
+def test_an_edge_does_not_start_with_a_key_that_everybody_may_read(lab: Lab, tmp_path: Path) -> None:
     """C2."""
     (tmp_path / "node.key").write_bytes(KEY.pem())
     (tmp_path / "node.key").chmod(0o644)
-    done = start("edge_node", "--data", str(tmp_path))
+    done = start("edge_node", "--data", str(tmp_path), "--trust-root", str(lab.trust_root))
     assert done.returncode == 3 and "node.key" in done.stderr
 
 

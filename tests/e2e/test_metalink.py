@@ -148,14 +148,14 @@ def test_a_metalink_asked_for_after_the_bytes_is_a_metalink(net: Network) -> Non
         assert Answer.of(net.edge, path, Accept=METALINK).headers["Content-Type"] == METALINK
 
 
-def test_a_region_without_nodes_is_sent_to_other_regions_and_then_to_the_origin(lab: Lab, net: Network) -> None:
+def test_a_region_without_nodes_is_sent_to_other_regions_and_then_to_the_origin(shared_lab: Lab, net: Network) -> None:
     def urls(router: Service, region: str) -> list[str]:
         answer = Answer.of(router, "/shards/acme/tiny", Accept=METALINK, Nearshard_Region=region)
         return [url.removesuffix(f"/shards/acme/tiny:all@{net.revision}") for _, url in read(answer.body).urls]
 
     assert urls(net.router, "south") == [net.far.url]
     assert sorted(urls(net.router, "west")) == sorted([net.edge.url, net.far.url])
-    assert urls(lab.router(net.origin), "west") == [net.origin.url]
+    assert urls(shared_lab.router(net.origin), "west") == [net.origin.url]
 
 
 def test_a_router_that_cannot_ask_sends_the_client_on(lab: Lab, net: Network) -> None:

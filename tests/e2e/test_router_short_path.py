@@ -130,7 +130,7 @@ def test_the_region_of_the_field_is_used_on_both(known: Known, wire: Wire, regio
         ("/shards/acme/../tiny", [], 400, "bad_id"),
         ("/shards/acme/tiny:none", [], 404, "unknown_task"),
         ("/shards/acme/none", [], 404, "unknown_model"),
-        (f"/shards/acme/other:half@{OTHER}", [], 404, "unknown_revision"),
+        (f"/shards/acme/other:half@{OTHER}", [], 404, "unknown_model"),
         ("/models/acme/tiny/files/main/none", [], 404, "unknown_file"),
         ("/shards/acme/tiny", ["Accept: text/html"], 406, "not_acceptable"),
         (f"/blobs/{DIGEST}?other=1", [], 307, ""),

@@ -108,7 +108,7 @@ async def start_edge(lab: Lab, *sources: Script | str, node: str = "edge", **fla
     """An edge over these sources, its data in a folder of its name."""
     words = [f"--origin={source if isinstance(source, str) else source.url}" for source in sources]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    words += ["--data", str(lab.folder / node), "--node", node]
+    words += ["--data", str(lab.folder / node), "--node", node, "--trust-root", str(lab.trust_root)]
     return await asyncio.to_thread(lambda: lab.service("edge_node", *words, name=node))
 
 

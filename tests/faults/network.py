@@ -222,18 +222,19 @@ async def network(
             str(enrolled),
         ]
         words += ["--data", str(lab.folder / f"router-{number}"), "--ttl", str(ttl), "--default-region", "north"]
-        words += ["--host", hub.host]
+        words += ["--host", hub.host, "--insecure", "--trust-root", str(lab.trust_root)]
         return lab.service("router", *words, name=f"router-{number}", url=urls[f"router-{number}"])
 
     def edge(name: str) -> Service:
         words = [f"--router={urls[f'router-{number}']}" for number in tells(name)]
         words += ["--origin", urls["origin"], "--region", regions[name], "--heartbeat", str(heartbeat)]
         words += [f"--{flag.replace('_', '-')}={value}" for flag, value in edge_flags.items()]
-        words += ["--host", where[name].host, "--node", name, "--data", str(lab.folder / name)]
+        words += ["--host", where[name].host, "--insecure", "--node", name, "--data", str(lab.folder / name)]
+        words += ["--trust-root", str(lab.trust_root)]
         return lab.service("edge_node", *words, name=name, url=urls[name], within=where[name].within)
 
     def origin() -> Service:
-        words = ["--store", str(lab.store), "--host", hub.host]
+        words = ["--store", str(lab.store), "--host", hub.host, "--insecure"]
         return lab.service("origin", *words, name="origin", url=urls["origin"])
 
     net.origin, *others = await asyncio.gather(

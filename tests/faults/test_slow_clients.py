@@ -204,6 +204,7 @@ async def test_short_of_descriptors_an_edge_refuses_and_recovers(lab: Lab, when:
 
         if when == "from the start":
             words = ["256", f"--origin={script.url}", "--data", str(lab.folder / "edge"), "--memory=0"]
+            words += ["--trust-root", str(lab.trust_root)]
             edge = await asyncio.to_thread(lambda: lab.service("tests.faults.limited", *words))
         else:
             edge = await start_edge(lab, script, memory="0")

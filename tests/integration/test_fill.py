@@ -13,11 +13,11 @@ import pytest
 
 from edge_node.cache import Cache
 from edge_node.fill import HELP_LEAST, Fills
+from edge_node.shard_key import ShardKey, digest_in, path_of, shard_key
 from edge_node.store import DiskTier, MemoryTier
 from edge_node.upstream import PART, Upstreams
 from shared import log
 from shared.clock import SystemClock
-from shared.digest import Digest
 from shared.errors import IntegrityError, NotFound, UpstreamError
 from shared.metrics import Metrics
 from shared.outcome import Outcome
@@ -46,10 +46,10 @@ class Node:
     folder: Path
 
     async def read(
-        self, digest: Digest, offset: int = 0, length: int | None = None, *, size: int | None = None
+        self, key: ShardKey, offset: int = 0, length: int | None = None, *, size: int | None = None
     ) -> bytes:
         """Read a shard as a request would; ``size`` where a manifest said it."""
-        reader = self.cache.open(digest, size)
+        reader = self.cache.open(key, size)
         try:
             length = (await reader.size()) - offset if length is None else length
             parts = []
@@ -105,9 +105,9 @@ def edge(tmp_path: Path) -> Edge:
 
 async def test_two_hundred_readers_of_a_cold_shard_cause_one_fetch(edge: Edge) -> None:
     script = Script(acts=[scripted.held_after(1000)])
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script) as node:
-        readers = [asyncio.create_task(node.read(digest)) for _ in range(200)]
+        readers = [asyncio.create_task(node.read(key)) for _ in range(200)]
         await script.holding.wait()
         script.release.set()
         assert set(await asyncio.gather(*readers)) == {DATA}
@@ -116,9 +116,9 @@ async def test_two_hundred_readers_of_a_cold_shard_cause_one_fetch(edge: Edge) -
 
 async def test_a_reader_follows_the_fill_from_its_first_byte(edge: Edge) -> None:
     script = Script(acts=[scripted.held_after(5000)])
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script) as node:
-        reader = node.cache.open(digest, None)
+        reader = node.cache.open(key, None)
         assert reader.outcome is Outcome.FILL_ORIGIN
         pieces = reader.read(0, len(DATA))
         first = await anext(pieces)
@@ -133,9 +133,9 @@ async def test_a_reader_follows_the_fill_from_its_first_byte(edge: Edge) -> None
 async def test_no_reader_gets_its_last_byte_before_the_digest_is_right(edge: Edge) -> None:
     """Also not of a range that was complete long before the shard was."""
     script = Script(acts=[scripted.held_after(500_000)])
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script) as node:
-        reader = node.cache.open(digest, None)
+        reader = node.cache.open(key, None)
         pieces = reader.read(100, 1000)
         await script.holding.wait()
         had = 0
@@ -157,27 +157,27 @@ async def test_no_reader_gets_its_last_byte_before_the_digest_is_right(edge: Edg
 
 async def test_the_fill_goes_on_when_its_first_reader_leaves(edge: Edge) -> None:
     script = Script(acts=[scripted.held_after(1000)])
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script) as node:
-        leader = asyncio.create_task(node.read(digest))
+        leader = asyncio.create_task(node.read(key))
         await script.holding.wait()
-        follower = asyncio.create_task(node.read(digest))
+        follower = asyncio.create_task(node.read(key))
         await asyncio.sleep(0)
         leader.cancel()
         await asyncio.wait([leader])
         script.release.set()
         assert await follower == DATA
         await node.settled()
-        assert node.cache.peek(digest) is Outcome.HIT_DISK
+        assert node.cache.peek(key) is Outcome.HIT_DISK
     assert len(script.gets()) == 1
 
 
 async def test_a_source_that_breaks_off_is_left_and_the_next_goes_on_from_the_byte_reached(edge: Edge) -> None:
     first, second = Script(acts=[scripted.broken_off(300_000)]), Script()
-    digest = first.add(DATA)
+    key = shard_key(first.add(DATA))
     second.add(DATA)
     async with source(first), source(second), edge(first, second) as node:
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
     assert len(first.gets()) == 1
     assert [asked.start for asked in second.gets()] == [300_000]
 
@@ -197,15 +197,15 @@ async def test_a_source_that_breaks_off_is_left_and_the_next_goes_on_from_the_by
 async def test_readers_that_come_for_a_bad_source_get_right_bytes_from_the_next(edge: Edge, fault: Act) -> None:
     """F15, F16, F18: whoever has been given no byte of a wrong shard never sees one."""
     bad, good = Script(acts=[fault]), Script()
-    digest = bad.add(DATA)
+    key = shard_key(bad.add(DATA))
     good.add(DATA)
     async with source(bad), source(good), edge(bad, good) as node:
         try:
-            assert await node.read(digest) == DATA
+            assert await node.read(key) == DATA
         except IntegrityError:
             await node.settled()  # this reader had followed the wrong bytes: it was told, the next is served
             assert node.files() == []
-            assert await node.read(digest) == DATA
+            assert await node.read(key) == DATA
         await node.settled()
         assert [name for name in node.files() if not name.startswith("tmp")] == node.files()
 
@@ -213,9 +213,9 @@ async def test_readers_that_come_for_a_bad_source_get_right_bytes_from_the_next(
 async def test_a_wrong_byte_never_reaches_the_disk_and_no_reader_gets_the_whole(edge: Edge) -> None:
     """F17: every source is wrong."""
     script = Script(acts=[scripted.flipped_at(7)])
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script) as node:
-        reader = node.cache.open(digest, None)
+        reader = node.cache.open(key, None)
         had = 0
         with pytest.raises(IntegrityError):
             async for piece in reader.read(0, len(DATA)):
@@ -226,16 +226,16 @@ async def test_a_wrong_byte_never_reaches_the_disk_and_no_reader_gets_the_whole(
         await node.settled()
         assert node.files() == []
         assert node.cache.disk.ledger.used == 0
-        assert node.cache.peek(digest) is Outcome.FILL_ORIGIN
+        assert node.cache.peek(key) is Outcome.FILL_ORIGIN
 
 
 async def test_a_whole_answer_to_a_range_is_not_appended(edge: Edge) -> None:
     """F18: the second source ignores Range: it is asked for all, and then given no more ranges to ignore."""
     first, second = Script(acts=[scripted.broken_off(400_000)]), Script(acts=[scripted.whole_for_a_range])
-    digest = first.add(DATA)
+    key = shard_key(first.add(DATA))
     second.add(DATA)
     async with source(first), source(second), edge(first, second) as node:
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
     assert [(asked.start, asked.ranged) for asked in second.gets()] == [(400_000, True), (0, False)]
 
 
@@ -245,42 +245,42 @@ async def test_a_lie_in_content_range_is_refused(edge: Edge) -> None:
         Script(acts=[scripted.wrong_content_range]),
         Script(),
     )
-    digest = first.add(DATA)
+    key = shard_key(first.add(DATA))
     second.add(DATA), third.add(DATA)
     async with source(first), source(second), source(third), edge(first, second, third) as node:
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
     assert [asked.start for asked in third.gets()] == [400_000]
 
 
 async def test_a_shard_that_no_source_has_is_not_found(edge: Edge) -> None:
     script = Script()
-    digest = Script().add(DATA)
+    key = shard_key(Script().add(DATA))
     async with source(script), edge(script) as node:
         with pytest.raises(NotFound):
-            await node.read(digest)
+            await node.read(key)
     assert len(script.gets()) == 1, "asking again does not help"
 
 
 async def test_sources_that_are_all_away_are_tried_twice_and_reported(edge: Edge) -> None:
     script = Script(acts=[scripted.unavailable])
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script) as node:
         with pytest.raises(UpstreamError):
-            await node.read(digest)
+            await node.read(key)
     assert len(script.gets()) == 2
 
 
 async def test_budgets_are_never_overshot_and_pinned_shards_stay(edge: Edge) -> None:
     script = Script()
     shards = [random.Random(n).randbytes(100_000) for n in range(20)]
-    digests = [script.add(data) for data in shards]
+    keys = [shard_key(script.add(data)) for data in shards]
     async with source(script), edge(script, disk=450_000, memory=0) as node:
-        held = node.cache.open(digests[0], None)
+        held = node.cache.open(keys[0], None)
         await held.size()
-        for digest, data in zip(digests, shards, strict=True):
-            assert await node.read(digest) == data
+        for key, data in zip(keys, shards, strict=True):
+            assert await node.read(key) == data
             assert node.cache.disk.ledger.used <= 450_000
-        assert digests[0] in node.cache.disk.ledger, "a reader holds it"
+        assert keys[0] in node.cache.disk.ledger, "a reader holds it"
         held.close()
         await node.settled()
         assert sum(path.stat().st_size for path in node.folder.rglob("*") if path.is_file()) <= 450_000
@@ -288,11 +288,11 @@ async def test_budgets_are_never_overshot_and_pinned_shards_stay(edge: Edge) -> 
 
 async def test_a_disk_without_room_means_serving_through(edge: Edge) -> None:
     script = Script()
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script, disk=1000, memory=1000) as node:
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
         await node.settled()
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
         assert node.files() == []
     assert len(script.gets()) == 2, "nothing was kept, nothing failed"
 
@@ -300,16 +300,16 @@ async def test_a_disk_without_room_means_serving_through(edge: Edge) -> None:
 async def test_what_a_neighbour_owns_passes_through_the_disk_where_memory_is_full(edge: Edge) -> None:
     """Its room is counted while it is read; nothing of it is left after its last reader."""
     script = Script()
-    digests = [script.add(random.Random(n).randbytes(100_000)) for n in range(40)]
+    keys = [shard_key(script.add(random.Random(n).randbytes(100_000))) for n in range(40)]
     async with source(script), edge(script, memory=200_000) as node:
         node.upstreams.peers.update({"edge": ("http://127.0.0.1:1", 1), "owner": (script.url, 10)})
-        passing = [digest for digest in digests if not node.upstreams.owned(digest)][:12]
+        passing = [key for key in keys if not node.upstreams.owned(key)][:12]
         memory, disk = node.cache.memory.ledger, node.cache.disk.ledger
-        readers = [node.cache.open(digest, 100_000) for digest in passing]
-        for reader, digest in zip(readers, passing, strict=True):
+        readers = [node.cache.open(key, 100_000) for key in passing]
+        for reader, key in zip(readers, passing, strict=True):
             pieces = [p async for p in reader.read(0, 100_000)]
             data = b"".join(_pread(piece) if isinstance(piece, FileRegion) else piece for piece in pieces)
-            assert data == script.blobs[f"/blobs/{digest}"]
+            assert data == script.blobs[f"/blobs/{key}"]
         await node.settled()
         assert memory.used == 200_000
         assert disk.used == 100_000 * (len(passing) - 2), "all at once: none waited for another one's end"
@@ -324,12 +324,12 @@ async def test_what_a_neighbour_owns_passes_through_the_disk_where_memory_is_ful
 
 async def test_without_disk_a_shard_is_kept_in_memory(edge: Edge) -> None:
     script = Script()
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script, disk=0) as node:
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
         await node.settled()
-        assert node.cache.peek(digest) is Outcome.HIT_MEMORY
-        assert await node.read(digest, 5, 10) == DATA[5:15]
+        assert node.cache.peek(key) is Outcome.HIT_MEMORY
+        assert await node.read(key, 5, 10) == DATA[5:15]
 
 
 async def test_a_disk_that_fills_up_in_the_middle_loses_nothing(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +338,7 @@ async def test_a_disk_that_fills_up_in_the_middle_loses_nothing(edge: Edge, monk
     import os
 
     script = Script()
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     real, written = os.pwrite, 0
 
     def pwrite(descriptor: int, data: memoryview, offset: int) -> int:
@@ -351,41 +351,66 @@ async def test_a_disk_that_fills_up_in_the_middle_loses_nothing(edge: Edge, monk
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     async with source(script), edge(script) as node:
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
         await node.settled()
         assert node.files() == []
-        assert node.cache.peek(digest) is Outcome.HIT_MEMORY
+        assert node.cache.peek(key) is Outcome.HIT_MEMORY
     assert len(script.gets()) == 1
 
 
 async def test_a_damaged_file_is_dropped_and_fetched_again(edge: Edge) -> None:
     """F14, short: a file that is not the size that was committed."""
     script = Script()
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script), edge(script, memory=0) as node:
-        await node.read(digest)
+        await node.read(key)
         await node.settled()
         (path,) = [node.folder / name for name in node.files()]
         with path.open("r+b") as file:
             file.truncate(100)
-        assert await node.read(digest) == DATA
+        assert await node.read(key) == DATA
     assert len(script.gets()) == 2
 
 
 async def test_the_disk_cache_is_found_again_and_leftovers_are_not(edge: Edge) -> None:
     script = Script()
-    digest = script.add(DATA)
+    key = shard_key(script.add(DATA))
     async with source(script):
         async with edge(script) as node:
-            await node.read(digest)
+            await node.read(key)
             await node.settled()
             (node.folder / "tmp" / "leftover.1").write_bytes(b"half a shard")
             (node.folder / "blobs" / "zz").mkdir()
         async with edge(script) as again:
-            assert again.cache.peek(digest) is Outcome.HIT_DISK
-            assert await again.read(digest) == DATA
+            assert again.cache.peek(key) is Outcome.HIT_DISK
+            assert await again.read(key) == DATA
             assert list((again.folder / "tmp").iterdir()) == []
     assert len(script.gets()) == 1
+
+
+async def test_private_shards_are_kept_apart_from_public_ones_and_from_each_other(edge: Edge) -> None:
+    """What one may see who has a token is never found by who asks another way, also after a restart."""
+    script = Script()
+    public = shard_key(script.add(DATA))
+    mine, yours = (shard_key(digest_in(public), model) for model in ("acme/mine", "acme/yours"))
+    script.blobs[path_of(mine)] = DATA
+    async with source(script):
+        async with edge(script) as node:
+            assert await node.read(mine) == DATA
+            await node.settled()
+            assert node.cache.peek(mine) is Outcome.HIT_DISK
+            for other in (public, yours):
+                assert node.cache.open_held(other) is None and node.cache.known_size(other) is None
+        async with edge(script) as again:
+            assert again.cache.peek(mine) is Outcome.HIT_DISK
+            assert again.cache.open_held(public) is None and again.cache.open_held(yours) is None
+            with pytest.raises(NotFound):
+                await again.read(yours)
+            assert await again.read(public) == DATA
+            await again.settled()
+            again.cache.disk.drop(public)
+            assert await again.read(mine) == DATA
+    assert [asked.path for asked in script.gets()].count(path_of(mine)) == 1
 
 
 LARGE = random.Random(2).randbytes(3 * PART)
@@ -393,9 +418,9 @@ LARGE = random.Random(2).randbytes(3 * PART)
 
 async def test_a_large_shard_comes_from_an_origin_in_parts_at_once(edge: Edge) -> None:
     script = Script(acts=[scripted.held_after(1000), scripted.serve_whole])
-    digest = script.add(LARGE)
+    key = shard_key(script.add(LARGE))
     async with source(script), edge(script) as node:
-        reader = asyncio.create_task(node.read(digest, size=len(LARGE)))
+        reader = asyncio.create_task(node.read(key, size=len(LARGE)))
         await script.holding.wait()
         while len(script.gets()) < 3:
             await asyncio.sleep(0)
@@ -405,18 +430,18 @@ async def test_a_large_shard_comes_from_an_origin_in_parts_at_once(edge: Edge) -
         script.release.set()
         assert await reader == LARGE
         await node.settled()
-        assert node.cache.peek(digest) is Outcome.HIT_DISK
+        assert node.cache.peek(key) is Outcome.HIT_DISK
 
 
 async def test_a_slow_stream_is_helped_by_others(edge: Edge) -> None:
     """The connection that brings nothing more keeps nobody from the rest of its part, but for the last of it."""
     script = Script(acts=[scripted.held_after(1000), scripted.serve_whole])
-    digest = script.add(LARGE)
+    key = shard_key(script.add(LARGE))
     async with source(script), edge(script) as node:
-        reader = node.cache.open(digest, len(LARGE))
+        reader = node.cache.open(key, len(LARGE))
         pieces = reader.read(0, len(LARGE))
         await anext(pieces)
-        fill = node.cache.fills.get(digest, from_above=False)
+        fill = node.cache.fills.get(key, from_above=False)
         assert fill is not None
         while fill.missing is None or fill.missing > 2 * HELP_LEAST:
             await asyncio.sleep(0.01)  # real time: streams are judged by it
@@ -426,14 +451,14 @@ async def test_a_slow_stream_is_helped_by_others(edge: Edge) -> None:
         assert LARGE.endswith(b"".join(rest))
         reader.close()
         await node.settled()
-        assert node.cache.peek(digest) is Outcome.HIT_DISK
+        assert node.cache.peek(key) is Outcome.HIT_DISK
 
 
 async def test_a_source_without_ranges_is_asked_for_the_whole_from_then_on(edge: Edge) -> None:
     script = Script(acts=[scripted.whole_for_a_range])
-    digest, other = script.add(LARGE), script.add(LARGE[::-1])
+    key, other = shard_key(script.add(LARGE)), shard_key(script.add(LARGE[::-1]))
     async with source(script), edge(script) as node:
-        assert await node.read(digest, size=len(LARGE)) == LARGE
+        assert await node.read(key, size=len(LARGE)) == LARGE
         before = len(script.gets())
         assert await node.read(other, size=len(LARGE)) == LARGE[::-1]
         assert [asked.ranged for asked in script.gets()[before:]] == [False]
@@ -441,21 +466,21 @@ async def test_a_source_without_ranges_is_asked_for_the_whole_from_then_on(edge:
 
 async def test_parts_of_a_source_that_breaks_off_are_kept_and_the_next_gives_what_is_missing(edge: Edge) -> None:
     first, second = Script(acts=[scripted.broken_off(PART // 2)]), Script()
-    digest = first.add(LARGE)
+    key = shard_key(first.add(LARGE))
     second.add(LARGE)
     async with source(first), source(second), edge(first, second) as node:
-        assert await node.read(digest, size=len(LARGE)) == LARGE
+        assert await node.read(key, size=len(LARGE)) == LARGE
     asked = sum((asked.stop or len(LARGE)) - asked.start for asked in second.gets())
     assert asked < len(LARGE)
 
 
 async def test_wrong_bytes_in_a_later_part_are_found(edge: Edge) -> None:
     script, good = Script(acts=[flipped_in_the_shard]), Script()
-    digest = script.add(LARGE)
+    key = shard_key(script.add(LARGE))
     good.add(LARGE)
     async with source(script), edge(script) as node:
         with pytest.raises(IntegrityError):
-            await node.read(digest, size=len(LARGE))
+            await node.read(key, size=len(LARGE))
         await node.settled()
         assert node.files() == []
 
@@ -476,16 +501,16 @@ async def test_a_disk_that_does_not_give_back_what_was_written_costs_a_fetch_not
     import os
 
     script = Script(acts=[scripted.held_after(1000), scripted.serve_whole])
-    digest = script.add(LARGE)
+    key = shard_key(script.add(LARGE))
 
     def pread(descriptor: int, length: int, offset: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
     async with source(script), edge(script, memory=64 << 20) as node:
-        fetching = asyncio.create_task(node.cache.fetch(digest, len(LARGE)))
+        fetching = asyncio.create_task(node.cache.fetch(key, len(LARGE)))
         await script.holding.wait()
         monkeypatch.setattr(os, "pread", pread)
         script.release.set()
         await fetching
-        assert node.cache.peek(digest) is Outcome.HIT_MEMORY
-        assert await node.read(digest) == LARGE
+        assert node.cache.peek(key) is Outcome.HIT_MEMORY
+        assert await node.read(key) == LARGE

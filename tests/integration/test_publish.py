@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,25 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
 
-from origin.publish import Published, publish
+from origin.commit import LocalSink
+from origin.keyring import load_ring
+from origin.publish import IN_FLIGHT, Published, publish
 from origin.storage import Storage
-from shared.errors import NotFound, PublishError, TasksError, TensorFileError
+from origin.trust_setup import delegate_any
+from origin.trust_store import TrustStore
+from shared.digest import digest_of
+from shared.errors import Conflict, NotFound, PublishError, TasksError, TensorFileError
+from shared.layout import Slice
 from shared.manifest import MIN_PIECE, Manifest
-from tests.harness import command, make_model
+from tests.harness import command, make_model, make_trust
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
-    """A new store."""
+    """A new store, with keys beside it."""
+    make_trust(tmp_path / "store")
     return Storage(str(tmp_path / "store"))
 
 
@@ -44,14 +51,34 @@ def model(tmp_path: Path) -> Path:
 
 async def put(storage: Storage, model: Path, ref: str = "main", **options: Any) -> tuple[Published, Manifest]:
     """Publish, and read the manifest back."""
-    done = await publish(storage, model, "acme/tiny", ref, NOW, **options)
+    trust, ring = TrustStore(storage), load_ring([Path(storage.location).parent / "keys"])
+    await delegate_any(trust, ring, "acme", NOW)
+    done = await publish(LocalSink(trust, ring, lambda: NOW), model, "acme/tiny", ref, **options)
     return done, await storage.manifest("acme/tiny", done.revision)
+
+
+@pytest.mark.parametrize("private", [True, False])
+async def test_a_model_does_not_become_public_or_private_by_a_forgotten_word(
+    storage: Storage, model: Path, private: bool
+) -> None:
+    done, manifest = await put(storage, model, private=private)
+    with pytest.raises(Conflict) as caught:
+        await put(storage, model, "v2", private=not private)
+    assert caught.value.error_code == "other_visibility"
+    assert not await storage.lacks(manifest.shards, "acme/tiny" if private else "")
+    assert await storage.lacks(manifest.shards, "" if private else "acme/tiny") == list(manifest.shards)
+    assert (await put(storage, model, "v2", private=private))[0].revision == done.revision
+
+
+async def read(storage: Storage, slices: Iterable[Slice]) -> bytes:
+    """Slices from the store, joined."""
+    return b"".join([bytes(part) for s in slices async for part in storage.stream_blob(s.digest, s.offset, s.length)])
 
 
 async def joined(storage: Storage, manifest: Manifest, task: str) -> bytes:
     """A task's bytes from the store."""
     slices = manifest.tasks[task].layout.slices
-    return b"".join([bytes(await storage.read_blob(s.digest, s.offset, s.length)) for s in slices])
+    return await read(storage, slices)
 
 
 async def test_tasks_are_valid_safetensors_of_just_their_tensors(storage: Storage, model: Path) -> None:
@@ -74,7 +101,7 @@ async def test_every_piece_of_files_and_tasks_is_hashed(storage: Storage, model:
     layouts = {**manifest.files, **{name: task.layout for name, task in manifest.tasks.items()}}
     counts = {}
     for name, layout in layouts.items():
-        body = b"".join([bytes(await storage.read_blob(s.digest, s.offset, s.length)) for s in layout.slices])
+        body = await read(storage, layout.slices)
         parts = [body[start : start + MIN_PIECE] for start in range(0, len(body), MIN_PIECE)]
         assert layout.pieces == b"".join(hashlib.sha256(part).digest() for part in parts if len(parts) > 1), name
         counts[name] = len(layout.pieces) // 32
@@ -88,13 +115,38 @@ async def test_a_task_pulls_in_no_byte_that_it_does_not_use(storage: Storage, mo
         assert sum(manifest.shards[digest] for digest in layout.shards()) == layout.size
 
 
+async def test_shards_that_gc_swept_before_they_were_claimed_are_stored_again(storage: Storage, model: Path) -> None:
+    """As gc may, where nothing refers to them yet: each time between storing and claiming."""
+    trust, ring = TrustStore(storage), load_ring([Path(storage.location).parent / "keys"])
+    await delegate_any(trust, ring, "acme", NOW)
+    answers: list[bool] = []
+
+    class Swept(LocalSink):
+        async def put_manifest(self, manifest: Manifest) -> bool:
+            if len(answers) < 2:
+                assert not await storage.has_manifest(manifest.model, manifest.revision)
+                await storage.objects.delete([entry.path async for entry in storage.blobs()][:1])
+            answers.append(await super().put_manifest(manifest))
+            return answers[-1]
+
+    done = await publish(Swept(trust, ring, lambda: NOW), model, "acme/tiny", "main")
+    assert answers == [False, False, True] and done.changed and done.stored == 1
+    assert not await storage.lacks((await storage.manifest("acme/tiny", done.revision)).shards)
+
+
+def times(storage: Storage) -> dict[Path, int]:
+    """When each object was written; notes for gc are no part of what is published."""
+    root = Path(storage.location)
+    return {path: path.stat().st_mtime_ns for part in ("blobs", "models") for path in (root / part).rglob("*")}
+
+
 async def test_publishing_again_changes_nothing(storage: Storage, model: Path) -> None:
     first, _ = await put(storage, model)
-    before = {path: path.stat().st_mtime_ns for path in Path(storage.location).rglob("*") if path.is_file()}
+    before = times(storage)
     again, _ = await put(storage, model)
     assert (first.changed, again.changed, again.stored) == (True, False, 0)
     assert again.revision == first.revision
-    assert {path: path.stat().st_mtime_ns for path in Path(storage.location).rglob("*") if path.is_file()} == before
+    assert times(storage) == before
 
 
 async def test_unchanged_tensors_keep_their_shards_in_the_next_revision(storage: Storage, model: Path) -> None:
@@ -276,7 +328,7 @@ async def test_bad_input_is_refused_by_name_and_nothing_is_published(
     harm(model)
     with pytest.raises(kind, match=named.replace("*", r"\*").replace(".", r"\.")):
         await put(storage, model)
-    assert not [path for path in Path(storage.location).rglob("*") if path.is_file()]
+    assert {path.name for path in Path(storage.location).iterdir()} <= {"trust", "tmp", ".lock"}
     done = command("publish", str(model), "acme/tiny", "--store", storage.location, check=False)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and named in done.stderr
 
@@ -292,8 +344,9 @@ KILL_POINTS = [
     "origin.storage.Storage.ensure_blob",
     "origin.storage.Storage.sync",
     "origin.storage.Storage.put_manifest",
-    "origin.storage.Storage.put_ref",
-    "obstore.rename_async",
+    "origin.storage.Storage.create",
+    "origin.storage.Storage.replace",
+    "os.replace",
 ]
 
 
@@ -322,7 +375,7 @@ async def test_a_killed_publish_shows_nothing_and_a_repeat_completes_it(
         "main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    revision = await storage.resolve("acme/tiny", "main")
+    revision = await TrustStore(storage).resolve("acme/tiny", "main")
     if done.returncode == 0:  # this point is passed fewer times
         assert revision != first.revision
     else:
@@ -332,12 +385,13 @@ async def test_a_killed_publish_shows_nothing_and_a_repeat_completes_it(
         for digest, size in manifest.shards.items():
             assert await storage.blob_size(digest) == size, "a manifest never names what is missing"
     again, manifest = await put(storage, model)
-    assert await storage.resolve("acme/tiny", "main") == again.revision == manifest.revision
+    assert await TrustStore(storage).resolve("acme/tiny", "main") == again.revision == manifest.revision
     assert again.revision != first.revision
 
 
 def test_memory_stays_small_whatever_the_size_of_the_model(tmp_path: Path) -> None:
     """600 MB of weights; the process that publishes them stays under 256 MiB."""
+    make_trust(tmp_path / "s")
     directory = tmp_path / "big"
     directory.mkdir()
     size = 600_000_000
@@ -362,6 +416,31 @@ def test_memory_stays_small_whatever_the_size_of_the_model(tmp_path: Path) -> No
     assert int(done.stdout.split()[-1]) < 256 * 1024
 
 
+async def test_without_pieces_nothing_else_changes(storage: Storage, model: Path) -> None:
+    make_model(model, width=1024)
+    _, whole = await put(storage, model)
+    done, manifest = await put(storage, model, "v2", pieces=False)
+    assert done.stored == 0 and manifest.shards == whole.shards
+    assert any(layout.pieces for layout in whole.files.values())
+    assert not any(layout.pieces for layout in manifest.files.values())
+    assert [layout.sha256 for layout in manifest.files.values()] == [layout.sha256 for layout in whole.files.values()]
+
+
+async def test_shards_of_all_sizes_take_turns_in_the_room(storage: Storage, tmp_path: Path) -> None:
+    """Many more bytes than there is room for, in tensors of very different sizes: all arrive as they are."""
+    rng = np.random.default_rng(5)
+    sizes = [int(n) for n in rng.integers(1, 9_000_000, 60)]
+    (tmp_path / "model").mkdir()
+    tensors = {f"t{n:02}": rng.integers(0, 256, size, dtype=np.uint8) for n, size in enumerate(sizes)}
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    assert sum(sizes) > 2 * IN_FLIGHT
+    _, manifest = await put(storage, tmp_path / "model")
+    body = await joined(storage, manifest, "all")
+    assert body == (tmp_path / "model" / "model.safetensors").read_bytes()
+    for digest, size in manifest.shards.items():
+        assert digest_of(await read(storage, [Slice(digest, 0, size)])) == digest
+
+
 async def test_an_unknown_model_has_no_ref(storage: Storage) -> None:
     with pytest.raises(NotFound):
-        await storage.resolve("acme/none", "main")
+        await TrustStore(storage).resolve("acme/none", "main")

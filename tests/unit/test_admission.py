@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from router.admission import NONCE_TIME, Admission
+from router.admission import Admission
 from shared.enrolment import HEARTBEAT, LEAVE, Enrolled, sign
 from shared.errors import RequestError
 from shared.keys import NodeKey
 from shared.node import Node
+from shared.nonces import NONCE_TIME
 
 KEY, OTHER = NodeKey.generate(), NodeKey.generate()
 NODE = Node("a", "http://10.0.0.1:8720", "north", 2)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import ConfigError, DiskError, RequestError
-from shared.keys import NodeKey, check_public, load_key, load_or_make_key, parse_public, verify
+from shared.keys import NodeKey, check_private, check_public, load_key, load_or_make_key, parse_public, verify
 
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
@@ -138,14 +138,22 @@ def test_a_key_that_was_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pyte
     assert [*tmp_path.iterdir()] == [file]
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602, 0o666])
-def test_a_key_that_everybody_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o604, 0o602, 0o666])
+def test_a_key_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None:
     """C2."""
     file = tmp_path / "node.key"
     load_or_make_key(file)
+    check_private(file)
     file.chmod(mode)
     with pytest.raises(ConfigError, match=r"node\.key"):
         load_or_make_key(file)
+    with pytest.raises(ConfigError, match=r"node\.key"):
+        check_private(file)
+
+
+def test_a_key_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        check_private(tmp_path / "node.key")
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "public", "other curve"])

@@ -30,6 +30,7 @@ PURE = [
     "router.exchange",
     "router.members",
     "shared.keys",
+    "shared.certificates",
     "shared.enrolment",
     "router.redirect",
     "shared.node",
@@ -38,6 +39,12 @@ PURE = [
     "shared.health",
     "shared.nearness",
     "shared.view",
+    "shared.tokens",
+    "shared.trust",
+    "shared.trust_names",
+    "shared.nonces",
+    "shared.publishing",
+    "origin.signing",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 

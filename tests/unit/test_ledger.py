@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge_node.ledger import MOVES, PROTECTED, Ledger, LedgerStatistics, State
-from shared.digest import Digest, digest_of
+from edge_node.shard_key import ShardKey, shard_key
+from shared.digest import digest_of
 
-A, B, C, D = NAMES = [digest_of(letter) for letter in (b"a", b"b", b"c", b"d")]
+A, B, C, D = NAMES = [shard_key(digest_of(letter)) for letter in (b"a", b"b", b"c", b"d")]
 
 
 def ledger_of(budget: int, **sizes: int) -> Ledger:
     """A ledger that holds A, B, ... in this order, the first used longest ago."""
     ledger = Ledger(budget)
     for letter, size in sizes.items():
-        digest = NAMES["abcd".index(letter)]
-        assert ledger.reserve(digest, size) == []
-        ledger.commit(digest)
+        key = NAMES["abcd".index(letter)]
+        assert ledger.reserve(key, size) == []
+        ledger.commit(key)
     return ledger
 
 
@@ -31,7 +32,7 @@ def ledger_of(budget: int, **sizes: int) -> Ledger:
 def test_room_is_made_by_what_was_used_longest_ago() -> None:
     ledger = ledger_of(10, a=3, b=3, c=3)
     assert ledger.reserve(D, 4) == [A]
-    assert [digest in ledger for digest in (A, B, C)] == [False, True, True]
+    assert [key in ledger for key in (A, B, C)] == [False, True, True]
 
 
 def test_no_more_is_evicted_than_is_needed() -> None:
@@ -48,10 +49,10 @@ def test_use_makes_an_entry_the_last_to_go() -> None:
 
 def test_a_scan_flushes_nothing_that_was_used_again() -> None:
     ledger = ledger_of(10, a=3, b=3)
-    for digest in (A, B):
-        ledger.touch(digest)
+    for key in (A, B):
+        ledger.touch(key)
     for number in range(50):
-        scanned = digest_of(str(number).encode())
+        scanned = shard_key(digest_of(str(number).encode()))
         assert ledger.reserve(scanned, 4) is not None
         ledger.commit(scanned)
     assert A in ledger and B in ledger
@@ -59,17 +60,17 @@ def test_a_scan_flushes_nothing_that_was_used_again() -> None:
 
 def test_what_is_protected_beyond_its_share_is_on_probation_again() -> None:
     ledger = ledger_of(10, a=4, b=4, c=2)
-    for digest in (A, B, C):
-        ledger.touch(digest)
+    for key in (A, B, C):
+        ledger.touch(key)
     assert list(ledger) == [A, B, C], "A was pushed out, so it is the next to go"
     assert ledger.reserve(D, 1) == [A]
 
 
 def test_what_is_favoured_goes_last_and_what_is_kept_never() -> None:
     ledger = Ledger(9)
-    for digest, favoured in ((A, True), (B, False), (C, False)):
-        ledger.reserve(digest, 3, favoured=favoured)
-        ledger.commit(digest)
+    for key, favoured in ((A, True), (B, False), (C, False)):
+        ledger.reserve(key, 3, favoured=favoured)
+        ledger.commit(key)
     ledger.kept = frozenset([B])
     assert ledger.reserve(D, 4) == [C, A]
 
@@ -82,10 +83,10 @@ def test_a_touch_makes_an_entry_the_last_to_go_and_pins_nothing() -> None:
 
 def test_a_commit_counts_as_use() -> None:
     ledger = Ledger(9)
-    for digest in (A, B, C):
-        ledger.reserve(digest, 3)
-    for digest in (B, C, A):
-        ledger.commit(digest)
+    for key in (A, B, C):
+        ledger.reserve(key, 3)
+    for key in (B, C, A):
+        ledger.commit(key)
     assert ledger.reserve(D, 3) == [B]
 
 
@@ -117,7 +118,7 @@ def test_what_does_not_fit_evicts_nothing() -> None:
     ledger = ledger_of(10, a=3, b=3, c=3)
     ledger.pin(A)
     assert ledger.reserve(D, 8) is None
-    assert all(digest in ledger for digest in (A, B, C))
+    assert all(key in ledger for key in (A, B, C))
     assert (ledger.used, ledger.state(D)) == (9, State.ABSENT)
 
 
@@ -215,101 +216,101 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.filling: dict[Digest, int] = {}
-        self.ready: dict[Digest, int] = {}
+        self.filling: dict[ShardKey, int] = {}
+        self.ready: dict[ShardKey, int] = {}
         """Sizes; the next to be evicted is the first: those on probation, then the protected."""
-        self.protected: set[Digest] = set()
-        self.pins: list[Digest] = []
+        self.protected: set[ShardKey] = set()
+        self.pins: list[ShardKey] = []
 
     @initialize(budget=st.integers(0, 20))
     def start(self, budget: int) -> None:
         """An empty ledger."""
         self.ledger = Ledger(budget)
 
-    def used(self, digest: Digest) -> None:
+    def used(self, key: ShardKey) -> None:
         """It is now protected, and the last to go; what is too much there goes back."""
-        self.protected.add(digest)
-        self.ready[digest] = self.ready.pop(digest)
+        self.protected.add(key)
+        self.ready[key] = self.ready.pop(key)
         while sum(self.ready[held] for held in self.protected) > PROTECTED * self.ledger.budget:
             oldest = next(held for held in self.ready if held in self.protected)
             self.protected.remove(oldest)
             self.on_probation(oldest)
 
-    def on_probation(self, digest: Digest) -> None:
+    def on_probation(self, key: ShardKey) -> None:
         """The last of those that are not protected."""
-        size = self.ready.pop(digest)
+        size = self.ready.pop(key)
         kept = {held: self.ready.pop(held) for held in list(self.ready) if held in self.protected}
-        self.ready |= {digest: size} | kept
+        self.ready |= {key: size} | kept
 
-    @rule(digest=st.sampled_from(NAMES), size=st.integers(1, 12))
-    def reserve(self, digest: Digest, size: int) -> None:
+    @rule(key=st.sampled_from(NAMES), size=st.integers(1, 12))
+    def reserve(self, key: ShardKey, size: int) -> None:
         """A fill begins, evicting as many as it must, or not at all."""
-        if digest in self.filling or digest in self.ready:
+        if key in self.filling or key in self.ready:
             return
         room = self.ledger.budget - sum(self.filling.values()) - sum(self.ready.values())
-        victims: list[Digest] = []
+        victims: list[ShardKey] = []
         for candidate in self.ready:
             if room < size and candidate not in self.pins:
                 victims.append(candidate)
                 room += self.ready[candidate]
         if room < size:
-            assert self.ledger.reserve(digest, size) is None
+            assert self.ledger.reserve(key, size) is None
             return
-        assert self.ledger.reserve(digest, size) == victims
+        assert self.ledger.reserve(key, size) == victims
         self.ready = {held: bytes for held, bytes in self.ready.items() if held not in victims}
         self.protected -= set(victims)
-        self.filling[digest] = size
+        self.filling[key] = size
 
     @precondition(lambda self: self.filling)
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
         """A fill is complete."""
-        digest = data.draw(st.sampled_from(sorted(self.filling)))
-        self.ledger.commit(digest)
-        self.ready[digest] = self.filling.pop(digest)
-        self.on_probation(digest)
+        key = data.draw(st.sampled_from(sorted(self.filling)))
+        self.ledger.commit(key)
+        self.ready[key] = self.filling.pop(key)
+        self.on_probation(key)
 
     @precondition(lambda self: self.filling)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         """A fill is given up."""
-        digest = data.draw(st.sampled_from(sorted(self.filling)))
-        self.ledger.release(digest)
-        del self.filling[digest]
+        key = data.draw(st.sampled_from(sorted(self.filling)))
+        self.ledger.release(key)
+        del self.filling[key]
 
     @precondition(lambda self: self.ready)
     @rule(data=st.data())
     def pin(self, data: st.DataObject) -> None:
         """A reader comes."""
-        digest = data.draw(st.sampled_from(sorted(self.ready)))
-        assert self.ledger.pin(digest) == self.ready[digest]
-        self.used(digest)
-        self.pins.append(digest)
+        key = data.draw(st.sampled_from(sorted(self.ready)))
+        assert self.ledger.pin(key) == self.ready[key]
+        self.used(key)
+        self.pins.append(key)
 
     @precondition(lambda self: self.pins)
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:
         """A reader goes."""
-        digest = data.draw(st.sampled_from(self.pins))
-        self.ledger.unpin(digest)
-        self.pins.remove(digest)
+        key = data.draw(st.sampled_from(self.pins))
+        self.ledger.unpin(key)
+        self.pins.remove(key)
 
     @precondition(lambda self: self.ready)
     @rule(data=st.data())
     def touch(self, data: st.DataObject) -> None:
         """An entry is used at once."""
-        digest = data.draw(st.sampled_from(sorted(self.ready)))
-        self.ledger.touch(digest)
-        self.used(digest)
+        key = data.draw(st.sampled_from(sorted(self.ready)))
+        self.ledger.touch(key)
+        self.used(key)
 
     @precondition(lambda self: self.ready)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         """An entry is purged, whoever reads it; its readers let go later."""
-        digest = data.draw(st.sampled_from(sorted(self.ready)))
-        self.ledger.drop(digest)
-        del self.ready[digest]
-        self.protected.discard(digest)
+        key = data.draw(st.sampled_from(sorted(self.ready)))
+        self.ledger.drop(key)
+        del self.ready[key]
+        self.protected.discard(key)
 
     @invariant()
     def agrees(self) -> None:
@@ -318,12 +319,10 @@ class Model(RuleBasedStateMachine):
         statistics = self.ledger.statistics()
         assert statistics.used == self.ledger.used == sum(held.values()) <= self.ledger.budget
         assert statistics.entries == len(held)
-        assert statistics.pinned == sum(size for digest, size in held.items() if digest in self.pins)
-        for digest in NAMES:
-            expected = (
-                State.READY if digest in self.ready else State.FILLING if digest in self.filling else State.ABSENT
-            )
-            assert self.ledger.state(digest) is expected
+        assert statistics.pinned == sum(size for key, size in held.items() if key in self.pins)
+        for key in NAMES:
+            expected = State.READY if key in self.ready else State.FILLING if key in self.filling else State.ABSENT
+            assert self.ledger.state(key) is expected
 
 
 TestAnyOrder = Model.TestCase

@@ -10,24 +10,7 @@ import pytest
 
 from edge_node.link import AT_FIRST, FORGET, MOST, LinkPolicy, Slots, Throttle, parse_policy
 from shared.errors import RequestError
-
-
-class Clock:
-    """Time that moves when it is slept, or told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.slept = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        self.slept += seconds
+from tests.clock import HandClock
 
 
 def at(hour: int, minute: int = 0) -> datetime:
@@ -59,7 +42,7 @@ def test_a_bad_policy_is_refused(document: object) -> None:
 
 
 async def test_a_throttle_lets_bytes_pass_at_its_rate() -> None:
-    clock = Clock()
+    clock = HandClock()
     throttle = Throttle(clock)
     for _ in range(50):
         await throttle.take(2000, 10_000)
@@ -69,7 +52,7 @@ async def test_a_throttle_lets_bytes_pass_at_its_rate() -> None:
 
 
 async def test_a_cap_that_is_raised_helps_within_a_second_or_so() -> None:
-    clock = Clock()
+    clock = HandClock()
     throttle = Throttle(clock)
     await asyncio.gather(*(throttle.take(1000, 100) for _ in range(20)))
     before = clock.slept
@@ -83,7 +66,7 @@ def urgent() -> int:
 
 
 async def test_clients_go_before_preheating() -> None:
-    slots = Slots(Clock())
+    slots = Slots(HandClock())
     for _ in range(AT_FIRST):
         await slots.acquire(urgent)
     order: list[str] = []
@@ -103,7 +86,7 @@ async def test_clients_go_before_preheating() -> None:
 
 
 async def test_a_waiter_that_gives_up_loses_no_slot() -> None:
-    slots = Slots(Clock())
+    slots = Slots(HandClock())
     for _ in range(AT_FIRST):
         await slots.acquire(urgent)
     waiter = asyncio.create_task(slots.acquire(urgent))
@@ -120,7 +103,7 @@ async def test_a_waiter_that_gives_up_loses_no_slot() -> None:
 async def run_link(per_connection: int, whole: int, *, seconds: int = 60) -> list[int]:
     """Many waiting, over a link that gives each connection so much and all together no more than ``whole`` bytes a
     second: how many there were, second by second."""
-    clock = Clock()
+    clock = HandClock()
     slots = Slots(clock)
     waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(1000)]
     await asyncio.sleep(0)
@@ -149,7 +132,7 @@ async def test_what_was_not_worth_it_is_given_up_one_by_one() -> None:
 
 
 async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_connections() -> None:
-    clock = Clock()
+    clock = HandClock()
     slots = Slots(clock)
     waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(100)]
     await asyncio.sleep(0)
@@ -163,7 +146,7 @@ async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_conne
 
 
 async def test_what_was_learned_of_a_link_is_forgotten_when_it_is_not_used() -> None:
-    clock = Clock()
+    clock = HandClock()
     slots = Slots(clock)
     slots.limit = MOST
     clock.now += FORGET + 1
@@ -172,7 +155,7 @@ async def test_what_was_learned_of_a_link_is_forgotten_when_it_is_not_used() -> 
 
 
 async def test_who_becomes_urgent_while_it_waits_goes_first() -> None:
-    slots = Slots(Clock())
+    slots = Slots(HandClock())
     for _ in range(AT_FIRST):
         await slots.acquire(urgent)
     ranks = {"first": 1, "second": 1}

@@ -157,4 +157,10 @@ def test_a_database_cut_short_is_an_error_at_start_or_has_no_records(tmp_path: P
 )  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"router\.{name.replace('-', '_')}"):
-        load(RouterSettings, [f"--{name}", value])
+        load(RouterSettings, ["--trust-root", "root.json", f"--{name}", value])
+
+
+def test_a_router_without_a_root_of_trust_is_refused() -> None:
+    """There is no switch that turns the check off; the error says where to get one."""
+    with pytest.raises(ConfigError, match=r"router\.trust_root.*nearshard trust accept"):
+        load(RouterSettings, [])

@@ -18,12 +18,14 @@ from shared.paths import (
     ModelsPath,
     ReadPath,
     TaskPath,
+    TrustPath,
     blob_path,
     decode_path,
     file_path,
     manifest_path,
     parse_path,
     task_path,
+    trust_path,
 )
 from tests.unit.strategies import digests, models, quick, refs, task_ids
 
@@ -37,6 +39,9 @@ REVISION = digest_of(b"")
         ("/shards/acme/minilm:embed@v2?x=1", TaskPath(TaskId("acme/minilm", "embed", "v2"))),
         ("/shards/acme/minilm%3Aembed%40v2", TaskPath(TaskId("acme/minilm", "embed", "v2"))),
         (f"/blobs/{REVISION}", BlobPath(REVISION)),
+        (f"/models/acme/tiny/blobs/{REVISION}", BlobPath(REVISION, "acme/tiny")),
+        ("/trust/timestamp.json", TrustPath("timestamp", 0)),
+        ("/trust/12.acme~private.json", TrustPath("acme~private", 12)),
         ("/models", ModelsPath()),
         ("/models/acme/minilm", ModelPath("acme/minilm")),
         ("/models/acme/minilm/manifests/main", ManifestPath("acme/minilm", "main")),
@@ -61,6 +66,12 @@ def test_the_path_of_a_task_leads_to_it(task_id: TaskId) -> None:
 @given(digests)
 def test_the_path_of_a_shard_leads_to_it(digest: Digest) -> None:
     assert parse_path(blob_path(digest)) == BlobPath(digest)
+
+
+@quick
+@given(digests, models)
+def test_the_path_of_a_private_shard_names_its_model(digest: Digest, model: str) -> None:
+    assert parse_path(blob_path(digest, model)) == BlobPath(digest, model)
 
 
 @quick
@@ -192,7 +203,13 @@ SOUP = st.lists(
 
 
 @quick
-@given(st.text() | SOUP | SOUP.map("/shards/a/b".__add__) | SOUP.map("/models/a/b/files/main/".__add__))
+@given(
+    st.text()
+    | SOUP
+    | SOUP.map("/shards/a/b".__add__)
+    | SOUP.map("/models/a/b/files/main/".__add__)
+    | SOUP.map("/trust/1.".__add__)
+)
 def test_any_text_is_a_path_a_bad_id_or_not_found_and_what_is_accepted_has_one_canonical_path(raw: str) -> None:
     try:
         path = parse_path(raw)
@@ -206,8 +223,8 @@ def canonical(path: ReadPath) -> str:
     match path:
         case TaskPath(task_id):
             return task_path(task_id)
-        case BlobPath(digest):
-            return blob_path(digest)
+        case BlobPath(digest, model):
+            return blob_path(digest, model)
         case ManifestPath(model, ref):
             return manifest_path(model, ref)
         case FilePath(model, ref, name):
@@ -216,3 +233,5 @@ def canonical(path: ReadPath) -> str:
             return f"/models/{model}"
         case ModelsPath():
             return "/models"
+        case TrustPath(role, version):
+            return trust_path(role, version)

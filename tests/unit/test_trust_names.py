@@ -17,7 +17,7 @@ def test_only_the_timestamp_has_no_version() -> None:
 @pytest.mark.parametrize(
     "name",
     ["", "root.json", "0.root.json", "01.root.json", "1.root", "1..json", "1.~public.json", "1.acme~both.json",
-     "../1.root.json", "1.a/b.json", "1.Root.json", "1.root.json\n", "9999999999.root.json"],
+     "../1.root.json", "1.a/b.json", "1.Root.json", "1.root.json\n", "9999999999.root.json", "3.timestamp.json"],
 )  # fmt: skip
 def test_what_is_no_metadata_is_none(name: str) -> None:
     assert parse_file_name(name) is None

@@ -1,0 +1,253 @@
+"""The table of parsers that see bytes of the network. A new one is a line here."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.numpy import save
+from securesystemslib.exceptions import FormatError
+from securesystemslib.formats import encode_canonical
+
+from origin.tensorfile import PREFIX, header_length, parse_header
+from router.exchange import from_record, to_record
+from router.location import Regions
+from shared import codec, manifest, plan, trust, view
+from shared.conditional import Conditions, Partial, evaluate
+from shared.digest import digest_of, parse_digest
+from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
+from shared.ids import parse_task_id
+from shared.keys import NodeKey, parse_public
+from shared.layout import Layout, Slice
+from shared.manifest import Manifest, Task, Tensor
+from shared.paths import parse_path
+from shared.publishing import SESSION, Opening, make_opening, parse_opening, parse_shards
+from shared.tokens import AccessList, TokenKey, issue, key_id, parse_scopes, read_claims
+from shared.trust_names import SNAPSHOT, file_name, parse_file_name, public_role
+from shared.trust_names import TARGETS as TARGETS_ROLE
+from shared.web.plain import PlainRequests
+from tests.fuzz.fuzz import Target
+from tests.metadata import Repository
+
+SIZE = 1000
+ETAG = "ab" * 32
+A, B = digest_of(b"a"), digest_of(b"b")
+KEY = NodeKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+ENROLLED = f'"n-1" = {{ url = "http://h:1", region = "r", key = "{KEY.public.hex()}" }}\n'
+HOPS = ["10.1.2.3, 192.0.2.1", "[2001:db8::1]:443\n10.9.0.7", "::ffff:10.1.1.1"]
+MANIFEST = Manifest(
+    "acme/minilm",
+    {A: 100, B: 50},
+    {
+        "config.json": Layout(30, ETAG, (Slice(A, 10, 30),)),
+        "weights/model.safetensors": Layout(150, ETAG, (Slice(A, 0, 100), Slice(B, 0, 50))),
+    },
+    {"embed": Task("embed", Layout(50, ETAG, (Slice(B, 0, 50),)), "model.safetensors", ("config.json",), "vectors")},
+    (Tensor("w", "F32", (2, 5), "weights/model.safetensors", (Slice(A, 60, 40),)),),
+)
+PLAN = plan.build(MANIFEST, MANIFEST.tasks["embed"], lambda _: ["http://10.1.0.5:8720", "https://edge.example.org"])
+NODE = {"id": "n-1", "url": "http://10.1.0.5:8720", "region": "north", "weight": 2}
+HEARTBEAT_OF = {**NODE, "boot": "ab" * 8, "sequence": 7, "nonce": "cd" * 16, "in_flight": 3, "draining": False}
+VIEW = {
+    "epoch": 4, "region": "north", "regions": ["north"], "left_off": 0, "origins": ["https://origin.example.org:8710"],
+    "nodes": [{**NODE, "draining": False, "ejected": False}],
+}  # fmt: skip
+TASK_IDS = ["acme/minilm", "acme/minilm:embed-3l@v2", f"demo/a.b_c:all@{A}"]
+PATHS = [f"/shards/{TASK_IDS[1]}", f"/blobs/{A}", "/models", f"/models/acme/minilm/files/{A}/a/b%20c.json?x=1",
+         "/models/acme/minilm/manifests/main"]  # fmt: skip
+RANGES = [
+    "bytes=0-0\n\n\n",
+    f'bytes=10-\n"{ETAG}"\n\n',
+    f'bytes=-5\n\n"{ETAG}"\n',
+    f'bytes=1-2,5-6\n\n\nW/"x", "{ETAG}"',
+    "\n\n\n*",
+]
+"""Lines: Range, If-Range, If-Match, If-None-Match."""
+REQUEST = (
+    f'GET /blobs/{A} HTTP/1.1\r\nHost: edge\r\nAccept: */*\r\nIf-None-Match: "{ETAG}"\r\nConnection: keep-alive\r\n\r\n'
+)
+
+
+def text(data: bytes) -> str:
+    """As the HTTP library hands on what it is not sure of."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _task_id(data: bytes) -> None:
+    assert str(parse_task_id(text(data))).startswith(text(data).partition("@")[0].partition(":")[0])
+
+
+def _path(data: bytes) -> None:
+    parse_path(text(data))
+
+
+def _conditions(data: bytes) -> None:
+    fields = [[line] if line else [] for line in text(data).split("\n")] + [[]] * 4
+    for method in ("GET", "HEAD"):
+        decision = evaluate(Conditions(method, *fields[:4]), ETAG, SIZE)
+        if isinstance(decision, Partial):
+            assert 0 <= decision.span.start < decision.span.stop <= SIZE
+
+
+def _manifest(data: bytes) -> None:
+    decoded = manifest.decode(data)
+    assert all(slice_.digest in decoded.shards for layout in decoded.files.values() for slice_ in layout.slices)
+
+
+def _plan(data: bytes) -> None:
+    urls = [url for found in plan.decode(data).urls.values() for url in found]
+    assert all(url.startswith(("http://", "https://")) for url in urls)
+
+
+def _view(data: bytes) -> None:
+    view.decode(data).nearness()
+
+
+def _msgpack(data: bytes) -> None:
+    codec.encode(codec.decode(data, len(data)))
+
+
+def _json(data: bytes) -> None:
+    assert codec.decode_json(codec.encode_json(value := codec.decode_json(data)), 8 * len(data) + 64) == value
+
+
+def _told(data: bytes) -> None:
+    parse_told("n-1", data).node.record()
+
+
+def _tensors(data: bytes) -> None:
+    header = data[PREFIX : PREFIX + header_length(data[:PREFIX], len(data))]
+    assert sum(tensor.size for tensor in parse_header(header, len(data)).tensors) <= len(data)
+
+
+def _trust_file(data: bytes) -> None:
+    named = parse_file_name(text(data))
+    assert named is None or file_name(*named) == text(data)
+
+
+def _metadata(name: str, data: bytes) -> None:
+    """One file of the metadata, as who may sign it could have signed it; all others are right."""
+    signed = _signed_anew(name, data)
+    if name == ROLE_FILE:
+        FOLLOWED.verify(public_role("acme"), signed, NOW)
+    else:
+        _follow({**FILES, name: signed})
+
+
+def _signed_anew(name: str, data: bytes) -> bytes:
+    try:
+        document = json.loads(data)
+        words = str(encode_canonical(document["signed"])).encode()
+        document["signatures"] = [signer.sign(words).to_dict() for signer in SIGNERS[name]]
+        return json.dumps(document).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError):
+        return data
+
+
+def _follow(files: Mapping[str, bytes]) -> trust.Trust:
+    """What comes of following a source that has these files, to the end."""
+    steps = trust.refresh(trust.begin(files["1.root.json"], None, NOW), files["timestamp.json"], NOW)
+    wanted = next(steps)
+    try:
+        while True:
+            wanted = steps.send(files.get(wanted.name))
+    except StopIteration as stop:
+        made: trust.Trust = stop.value
+    made.take(public_role("acme"), files[ROLE_FILE], NOW)
+    return made
+
+
+def _kept(data: bytes) -> None:
+    trust.begin(FILES["1.root.json"], trust.Kept.decode(data), NOW)
+
+
+def _token(data: bytes) -> None:
+    assert ACCESS.verify(text(data), NOW) == read_claims(text(data)), "who may verify reads the same"
+
+
+def _access(data: bytes) -> None:
+    AccessList.parse(codec.decode_json(data)).document()
+
+
+def _opening(data: bytes) -> None:
+    parse_opening("acme/minilm", data, KEY.sign(SESSION + data).hex())
+
+
+def _forwarded(data: bytes) -> None:
+    lines = text(data).split("\n")
+    Regions({"10.0.0.0/8": "north"}, "south", trusted=["10.9.0.0/16"]).find(None, "10.9.0.1", lines)
+
+
+def _said_region(data: bytes) -> None:
+    Regions({}, "south").find(text(data), None)
+
+
+def _enrolment(data: bytes) -> None:
+    parse_enrolment(data.decode("utf-8", "replace"))
+
+
+def _record(data: bytes) -> None:
+    from_record(b"n-1", data)
+
+
+def _all(words: list[str]) -> list[bytes]:
+    return [word.encode() for word in words]
+
+
+def _safetensors() -> list[bytes]:
+    whole = save({"a": np.zeros((2, 3), np.float32), "b": np.ones(5, np.int8)}, {"format": "pt"})
+    (length,) = struct.unpack("<Q", whole[:PREFIX])
+    return [whole, whole[: PREFIX + length], save({})]
+
+
+TOLD, SIGNED = sign(KEY, HEARTBEAT, {**HEARTBEAT_OF, "rtt": {"south": 12.5}})
+NOW = 1_800_000_000.0
+REPOSITORY = Repository(now=NOW, hashes=False)
+REPOSITORY.publish("acme/minilm", "main", MANIFEST.encoded)
+ROLE_FILE = file_name(public_role("acme"), REPOSITORY.versions[public_role("acme")])
+SIGNERS = {
+    "1.root.json": REPOSITORY.root_keys,
+    "timestamp.json": [REPOSITORY.online_key],
+    file_name(SNAPSHOT, REPOSITORY.versions[SNAPSHOT]): [REPOSITORY.online_key],
+    file_name(TARGETS_ROLE, REPOSITORY.versions[TARGETS_ROLE]): [REPOSITORY.targets_key],
+    ROLE_FILE: [REPOSITORY.publisher_key],
+}
+FILES = dict(REPOSITORY.files)
+FOLLOWED = _follow(FILES)
+ACCESS = AccessList([TokenKey(key_id(KEY.public), KEY.public)], {"gone": NOW + 900})
+TOKEN = issue(KEY, parse_scopes(["acme/*:read"]), token_id="t", now=NOW, lifetime=900)
+OPENING, _ = make_opening(Opening("acme/minilm", "ab" * 16, KEY.public, False), KEY)
+TARGETS = [
+    Target("task id", _task_id, _all(TASK_IDS)),
+    Target("path", _path, _all(PATHS)),
+    Target("digest", lambda data: parse_digest(text(data)), _all([A])),
+    Target("conditions", _conditions, _all(RANGES)),
+    Target("plain request", PlainRequests().parse, _all([REQUEST])),
+    Target("accept", lambda data: plan.negotiate(text(data), ["a/b", "c/d"]), _all(["a/b;q=0.5, */*;q=0.1", "c/*"])),
+    Target("manifest", _manifest, [MANIFEST.encoded]),
+    Target("plan", _plan, [codec.encode(PLAN)]),
+    Target("view", _view, [codec.encode_json(VIEW)]),
+    Target("msgpack", _msgpack, [codec.encode({"a": [1, 2.5, None, b"x", "y"], "long": list(range(2000))})]),
+    Target("json", _json, [codec.encode_json({"a": [1, 2.5, None, "y"], "b": {"c": True}})]),
+    Target("heartbeat", _told, [TOLD]),
+    Target("leave", partial(parse_leave, "n-1"), [codec.encode_json({"id": "n-1", "boot": "ab", "sequence": 1})]),
+    Target("signature", lambda data: parse_signature(text(data)), _all([SIGNED])),
+    Target("public key", lambda data: parse_public(text(data)), _all([KEY.public.hex()])),
+    Target("record of Redis", _record, [to_record(parse_told("n-1", TOLD, parse_signature(SIGNED)))]),
+    Target("enrolment", _enrolment, _all([ENROLLED])),
+    Target("region", _said_region, _all(["north", "eu-1.a_b"])),
+    Target("X-Forwarded-For", _forwarded, _all(HOPS)),
+    Target("safetensors", _tensors, _safetensors()),
+    *(Target(f"metadata {name}", partial(_metadata, name), [FILES[name]]) for name in SIGNERS),
+    Target("kept metadata", _kept, [FOLLOWED.kept().encode()]),
+    Target("token", _token, _all([TOKEN])),
+    Target("claims of a token", lambda data: read_claims(text(data)), _all([TOKEN])),
+    Target("access list", _access, [codec.encode_json(ACCESS.document())]),
+    Target("opening of a session", _opening, [OPENING]),
+    Target("shards of a session", parse_shards, [codec.encode_json({"shards": {A: 100, B: 50}})]),
+    Target("trust file name", _trust_file, _all(["timestamp.json", "12.root.json", "3.acme~private.json"])),
+]  # fmt: skip
