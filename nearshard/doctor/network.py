@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import struct
 import threading
@@ -119,8 +120,11 @@ class _Reach:
     async def to(self, url: str, role: str) -> None:
         """Look its host up, and connect to all its addresses at once."""
         self.found.peers[url] = peer = Peer(url, role)
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            host, port = _host_and_port(url)
+        except ValueError as error:
+            self.found.peers[url] = replace(peer, lookup_error=f"not a URL: {error}")
+            return
         started = self.asking.clock.monotonic()
         named = not _is_address(host)
         try:
@@ -138,6 +142,14 @@ class _Reach:
         # What hangs is known by now, so the requests that follow need not find out again.
         good = {one.address for one in connects if one.outcome is Outcome.CONNECTED}
         self.known.hosts[host] = [one for one in some if one[1] in good] or some
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    """Raises ValueError."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError("it names no host")
+    return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _is_address(host: str) -> bool:
@@ -196,8 +208,8 @@ async def _connect(clock: Clock, family: int, address: str, port: int) -> Connec
         hung = Connect(address, family, Outcome.HANGS, clock.monotonic() - started, f"no answer in {CONNECT:.0f} s")
         return best or hung
     except OSError as error:
-        refused = Connect(address, family, Outcome.REFUSED, clock.monotonic() - started, error.strerror or str(error))
-        return best or refused
+        reason = os.strerror(error.errno) if error.errno else str(error)  # asyncio puts words of its own into strerror
+        return best or Connect(address, family, Outcome.REFUSED, clock.monotonic() - started, reason)
     assert best is not None
     return best
 

@@ -15,8 +15,8 @@ from nearshard.doctor.checks import CHECKS, ms, size
 from nearshard.doctor.facts import Facts, Finding, Status
 
 _STYLES = {Status.OK: "green", Status.SLOW: "yellow", Status.BROKEN: "bold red", Status.UNKNOWN: "dim"}
-WIDTH = 120
-"""Columns where there is no terminal."""
+WIDTH = 500
+"""Columns where there is no terminal: lines that are not broken can be searched."""
 
 
 def show(console: Console, facts: Facts, findings: Sequence[Finding]) -> None:
