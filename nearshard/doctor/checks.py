@@ -494,6 +494,8 @@ def _judge_filesystem(facts: Facts) -> Iterator[Finding]:
 
 def _judge_place(of: _Of, place: Place) -> Finding:
     kind = place.filesystem
+    if place.hangs:
+        return of.broken("it does not answer", f"is it on a server that is gone? Keep the {place.role} on a disk here")
     if place.writable is False:
         return of.broken(f"{kind or 'it'}, and nothing can be written", "mount it for writing, or own it")
     if kind is None:
@@ -728,7 +730,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "filesystem", "`/proc/self/mountinfo`, and a trial of FICLONE with files that have no name",
-        "slow: over the network, in memory; broken: not writable, or of the FAT family",
+        "slow: over the network, in memory; broken: no answer, not writable, or of the FAT family",
         "The repository hard-links files; reflinks save a second copy where files are put together.",
         "Keep models on xfs, btrfs or ext4.", "man 5 proc_pid_mountinfo; man 2 ioctl_ficlone; man 2 link",
         _judge_filesystem,

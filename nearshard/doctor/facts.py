@@ -92,6 +92,8 @@ class Place:
     writable: bool | None = None
     queue: Queue | None = None
     """None where there is no block device under it."""
+    hangs: bool = False
+    """Whether the file system does not answer."""
 
 
 @dataclass(frozen=True)

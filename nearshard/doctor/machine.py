@@ -6,6 +6,7 @@ small and local, and blocks.
 
 from __future__ import annotations
 
+import concurrent.futures
 import fcntl
 import hashlib
 import os
@@ -15,9 +16,11 @@ import resource
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nearshard.doctor.facts import Machine, Place, Queue
+from nearshard.doctor.patience import begin
 from shared.clock import Clock
 
 SYSCTLS = (
@@ -34,10 +37,12 @@ SYSCTLS = (
     "fs/file-nr",
 )  # fmt: skip
 """What is read below ``/proc/sys``."""
+ANSWER = 2.0
+"""Seconds that a file system has to answer: one of a server that is gone never does."""
 HASHED = 4 << 20
 """Bytes that are hashed to see how fast that is: some milliseconds."""
 _FICLONE = 0x40049409
-_MAX_FILE = 1 << 20
+_MAX_FILE = 8 << 20
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -60,7 +65,7 @@ def read_machine(root: Path, places: Sequence[tuple[str, Path]], clock: Clock) -
         soft,
         hard,
         _hashing(clock),
-        tuple(_place(root, role, path) for role, path in places),
+        tuple(_places(root, places)),
     )
 
 
@@ -102,6 +107,13 @@ def _hashing(clock: Clock) -> float | None:
 
 
 # Places
+
+
+def _places(root: Path, places: Sequence[tuple[str, Path]]) -> Iterator[Place]:
+    looking = [begin(partial(_place, root, role, path), f"look at {path}") for role, path in places]
+    concurrent.futures.wait(looking, ANSWER)
+    for (role, path), future in zip(places, looking, strict=True):
+        yield future.result() if future.done() else Place(role, str(path), hangs=True)
 
 
 def _place(root: Path, role: str, path: Path) -> Place:

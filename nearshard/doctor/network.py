@@ -10,18 +10,19 @@ import ipaddress
 import os
 import socket
 import struct
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from nearshard.doctor.facts import Connect, Network, Outcome, Peer
+from nearshard.doctor.patience import within
 from shared import codec
 from shared.clock import Clock
 from shared.errors import NearshardError, UpstreamError
@@ -36,7 +37,7 @@ from shared.web.session import Fetched, fetch, make_session, translated
 
 LOOK_UP, CONNECT, ASK, DOWNLOAD = 2.0, 2.0, 2.5, 3.5
 """Seconds for a name, for the handshakes with all its addresses, for the small answers, and for the large ones."""
-TOTAL = 14.0
+TOTAL = 12.5
 """Seconds for all of it, whatever happens."""
 NODES, ORIGINS, ADDRESSES = 6, 2, 4
 """Nodes and origins of the view that are looked at, and addresses of each family of a host."""
@@ -128,12 +129,14 @@ class _Reach:
         started = self.asking.clock.monotonic()
         named = not _is_address(host)
         try:
-            addresses = await _look_up(self.asking.resolve, host, port) if named else [_literal(host)]
+            look_up = partial(self.asking.resolve, host, port)
+            addresses = await within(LOOK_UP, look_up, f"look up {host}") if named else [_literal(host)]
         except TimeoutError:
             self.found.peers[url] = replace(peer, lookup_error=f"no answer in {LOOK_UP:.0f} s")
             return
-        except OSError as error:
-            self.found.peers[url] = replace(peer, lookup_error=error.strerror or "not found")
+        except (OSError, UnicodeError) as error:  # the latter for a label that is empty or too long
+            reason = error.strerror if isinstance(error, OSError) else "not a name"
+            self.found.peers[url] = replace(peer, lookup_error=reason or "not found")
             return
         taken = self.asking.clock.monotonic() - started if named else None
         some = [one for family in (4, 6) for one in [a for a in addresses if a[0] == family][:ADDRESSES]]
@@ -162,37 +165,6 @@ def _is_address(host: str) -> bool:
 
 def _literal(host: str) -> tuple[int, str]:
     return ipaddress.ip_address(host).version, host
-
-
-async def _look_up(resolve: Resolve, host: str, port: int) -> Sequence[tuple[int, str]]:
-    """In a thread of its own that is left behind when it takes too long: those of the loop's pool are waited for at the
-    end. Raises OSError, TimeoutError."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Sequence[tuple[int, str]]] = loop.create_future()
-
-    def settle(addresses: Sequence[tuple[int, str]], error: OSError | None) -> None:
-        if answer.done():
-            return
-        if error:
-            answer.set_exception(error)
-        else:
-            answer.set_result(addresses)
-
-    def ask() -> None:
-        addresses: Sequence[tuple[int, str]] = ()
-        failure: OSError | None = None
-        try:
-            addresses = resolve(host, port)
-        except OSError as error:
-            failure = error
-        except UnicodeError:  # a label that is empty or too long (IDNA)
-            failure = OSError(0, "not a name")
-        with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, addresses, failure)
-
-    threading.Thread(target=ask, daemon=True, name=f"look up {host}").start()
-    async with asyncio.timeout(LOOK_UP):
-        return await answer
 
 
 async def _connect(clock: Clock, family: int, address: str, port: int) -> Connect:
@@ -318,10 +290,10 @@ def _date(answer: Fetched) -> float | None:
 
 
 async def _ask_expiry(found: _Found, session: aiohttp.ClientSession, url: str) -> None:
-    with suppress(NearshardError, KeyError, TypeError, ValueError, AttributeError):
+    with suppress(NearshardError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         answer = await fetch(session, url + trust_path(TIMESTAMP, 0), limit=LIMITS[TIMESTAMP])
         expires = datetime.fromisoformat(codec.decode_json(answer.body, LIMITS[TIMESTAMP])["signed"]["expires"])
-        found.peers[url] = replace(found.peers[url], expires=expires.timestamp())
+        found.peers[url] = replace(found.peers[url], expires=expires.astimezone(UTC).timestamp())
 
 
 async def _ask_members(asking: Asking, session: aiohttp.ClientSession, url: str, named: dict[str, str]) -> None:
@@ -376,7 +348,8 @@ async def _sample(session: aiohttp.ClientSession, base: str) -> tuple[str, int]:
         answer = await fetch(session, f"{base}/models/{model}", limit=MAX_MANIFEST)
         about = codec.decode_json(answer.body, MAX_MANIFEST)
         ref = parse_ref_or_revision(about["ref"])
-        files += [(int(file["size"]), base + file_path(model, ref, path)) for path, file in about["files"].items()]
+        sizes = {path: file["size"] for path, file in about["files"].items() if isinstance(file["size"], int)}
+        files += [(size, base + file_path(model, ref, path)) for path, size in sizes.items()]
     if not files or max(files)[0] < ENOUGH:
         raise UpstreamError("there is no file that is large enough")
     size, url = max(files)

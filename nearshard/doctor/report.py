@@ -99,4 +99,4 @@ def show_changed(console: Console, changed: Changed) -> None:
     for one in changed.values:
         console.print(Text(f"now: {one.line}"))
     for path, why in changed.refused.items():
-        console.print(Text(f"/{path} is as it was: {why}", "yellow"))
+        console.print(Text(f"/{path} is as it was ({why}); the files have it for the next start", "yellow"))

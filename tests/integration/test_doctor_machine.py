@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,19 @@ def test_odd_contents_are_not_known(root: Path, kept: Path) -> None:
         assert verdicts[check] is Status.UNKNOWN, check
 
 
+def test_a_file_system_that_does_not_answer_holds_nothing_up(
+    root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a server that is gone: the others are looked at, and the program can end."""
+    gone = threading.Event()
+    statvfs = os.statvfs
+    monkeypatch.setattr("nearshard.doctor.machine.ANSWER", 0.2)
+    monkeypatch.setattr(os, "statvfs", lambda path: gone.wait(30) and statvfs(path) if path == kept else statvfs(path))
+    machine = read_machine(root, [("cache", kept), ("repository", root)], SystemClock())
+    gone.set()
+    assert [place.hangs for place in machine.places] == [True, False]
+
+
 def test_what_needs_mending_is_found_and_mended(root: Path, kept: Path) -> None:
     settings = wanted(examine(look(root, kept)))
     by_path = {one.path: one.value for one in settings}
@@ -186,6 +200,32 @@ def test_a_file_that_is_not_ours_is_left_alone(root: Path, name: str, change: st
     with pytest.raises(NotOurs, match=file.name):
         undo(root)
     assert tree(root) == before and file.exists()
+
+
+def test_a_real_kernel_takes_what_is_written(tmp_path: Path) -> None:
+    """In a network namespace of its own, whose settings are nobody else's; it ends with the process."""
+    if os.geteuid() != 0:
+        pytest.skip("a network namespace needs root")
+    (tmp_path / "proc/sys").mkdir(parents=True)
+    (tmp_path / "proc/sys/net").symlink_to("/proc/sys/net")
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from nearshard.doctor.apply import apply, undo
+        from nearshard.doctor.facts import Setting
+        root = Path(sys.argv[1])
+        sack, nonsense = Setting("proc/sys/net/ipv4/tcp_sack", "0"), "proc/sys/net/ipv4/tcp_congestion_control"
+        read = lambda: Path("/proc/sys/net/ipv4/tcp_sack").read_text().strip()
+        before = read()
+        changed = apply(root, [sack, Setting(nonsense, "nonsense")])
+        assert changed.values == (sack,) and list(changed.refused) == [nonsense], changed
+        assert (before, read()) == ("1", "0")
+        undo(root)
+        assert read() == before
+    """
+    words = ["unshare", "--net", sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_the_kernel_refuses_is_told_and_the_rest_is_set(root: Path) -> None:

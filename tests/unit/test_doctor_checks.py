@@ -220,6 +220,7 @@ CASES: dict[str, list[tuple[Facts, Status]]] = {
         (place(filesystem="tmpfs"), SLOW),
         (place(filesystem="vfat"), BROKEN),
         (place(filesystem="ext4", writable=False), BROKEN),
+        (place(hangs=True), BROKEN),
         (place(), UNKNOWN),
     ],
     "open-files": [
@@ -345,6 +346,7 @@ queues = st.builds(
 places = st.builds(
     Place, st.sampled_from(["cache", "repository"]), st.just("/x"), maybe(sizes), maybe(sizes),
     maybe(st.sampled_from(["ext4", "vfat", "nfs", "tmpfs"])), maybe(st.booleans()), maybe(st.booleans()), maybe(queues),
+    st.booleans(),
 )  # fmt: skip
 machines = st.builds(
     Machine, st.dictionaries(st.sampled_from(SYSCTLS), values), st.sampled_from(["Linux", "Darwin"]),
