@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from nearshard.doctor.facts import Machine, Place, Queue
@@ -42,7 +43,8 @@ ANSWER = 2.0
 HASHED = 4 << 20
 """Bytes that are hashed to see how fast that is: some milliseconds."""
 _FICLONE = 0x40049409
-_MAX_FILE = 8 << 20
+_READ, _READS = 1 << 16, 128
+"""Bytes of one read (the kernel refuses large ones of its own files), and reads of one file."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -72,8 +74,9 @@ def read_machine(root: Path, places: Sequence[tuple[str, Path]], clock: Clock) -
 def _text(file: Path) -> str | None:
     """A small text file; None where there is none, or it may not be read."""
     try:
-        with file.open("rb") as opened:
-            return opened.read(_MAX_FILE).decode("utf-8", "replace").strip()
+        with file.open("rb", buffering=0) as opened:
+            parts = iter(lambda: opened.read(_READ), b"")
+            return b"".join(islice(parts, _READS)).decode("utf-8", "replace").strip()
     except OSError:
         return None
 

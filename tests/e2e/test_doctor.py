@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from loadtests.wan import Link, Unavailable
 from nearshard.doctor.checks import CHECKS, examine
 from nearshard.doctor.facts import Facts, Finding, Network, Outcome, Status
 from nearshard.doctor.machine import read_machine
@@ -108,6 +111,33 @@ async def test_a_metered_link_carries_small_answers_only(machine: Path) -> None:
         network = await look(Asking([script.url], SystemClock(), metered=True))
     assert network.rate is None
     assert {asked.path.partition("?")[0] for asked in script.asked} == {"/healthz", "/ring", "/trust/timestamp.json"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+def test_a_long_path_is_measured_and_its_settings_judged_by_it(lab: Lab, tmp_path: Path) -> None:
+    """Over 20 Mbit/s and 80 ms of the benchmarks' link, in namespaces whose settings are their own."""
+    make_model(tmp_path / "model", width=1024)
+    lab.publish(tmp_path / "model")
+    with ExitStack() as stack:
+        try:
+            link = stack.enter_context(Link(rtt_ms=80, mbit=20))
+        except Unavailable as error:
+            pytest.skip(str(error))
+        words = ["--store", str(lab.store), "--host", link.hub_address, "--insecure"]
+        origin = lab.service("origin", *words, within=link.hub([]))
+        places = ["--cache", str(tmp_path), "--repository", str(tmp_path)]
+        command = [sys.executable, "-m", "nearshard", "doctor", "--json", "--router", origin.url, *places]
+        done = subprocess.run(link.site(command), capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        came = link.down().arrived
+        origin.stop()
+    found = json.loads(done.stdout)
+    assert 0.079 < found["path"]["round_trip"] < 0.2
+    assert 0.4 * 2.5e6 < found["path"]["rate"] < 1.05 * 2.5e6
+    assert found["path"]["bandwidth_delay_product"] > 0.08 * 1e6
+    assert status_of(found, "slow-start-after-idle") == {"slow"}, "nobody is near"
+    assert status_of(found, "tcp-receive-buffer") == {"ok"}
+    assert came < 1.3 * SAMPLE, "the sample is all that is downloaded"
 
 
 def test_without_the_network_nobody_is_asked(machine: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from nearshard.doctor.apply import STATE, NeedsRoot, NotOurs, apply, plan, require_root, undo
 from nearshard.doctor.checks import examine
 from nearshard.doctor.facts import Facts, Network, Setting, Status
-from nearshard.doctor.machine import read_machine
+from nearshard.doctor.machine import SYSCTLS, read_machine
 from nearshard.doctor.mending import SYSCTL_FILE, UDEV_FILE, is_ours, wanted
 from shared.clock import SystemClock
 from shared.errors import EXIT_USAGE, DiskError, LocalError
@@ -59,6 +59,14 @@ def test_a_machine_is_read_from_its_files(root: Path, kept: Path) -> None:
     assert (queue.name, queue.rotational, queue.scheduler) == ("sda", True, "none")
     assert (queue.nr_requests, queue.depth, queue.read_ahead) == (64, 1, 128 << 10)
     assert not list(kept.iterdir()), "looking leaves nothing behind"
+
+
+def test_this_machine_can_be_read(kept: Path) -> None:
+    """What a kernel's own files allow is less than what files on a disk do."""
+    machine = look(Path("/"), kept).machine
+    for name in SYSCTLS:
+        assert (name in machine.sysctls) == (Path("/proc/sys") / name).exists(), name
+    assert machine.kernel and machine.memory
 
 
 def test_below_a_mapper_the_disk_counts_and_the_mappers_read_ahead(tmp_path: Path, kept: Path) -> None:
