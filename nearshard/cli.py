@@ -29,6 +29,8 @@ from rich.progress import (
 from nearshard.accept import accept
 from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
 from nearshard.client import Progress as OnProgress
+from nearshard.doctor.command import Options as DoctorOptions
+from nearshard.doctor.command import run as run_doctor
 from nearshard.enroll import change_file, enrolled_of, read_identity
 from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
@@ -37,6 +39,7 @@ from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
+from shared.files import home
 from shared.ids import DEFAULT_REF, parse_name
 from shared.token_file import read_token
 
@@ -303,6 +306,35 @@ def enroll_command(
     enrolled = enrolled_of(said)
     change_file(file, enrolled.node.id, enrolled)
     sys.stdout.write(enrolment_line(enrolled) + "\n")
+
+
+@app.command("doctor", epilog="Example: nearshard doctor --router http://router:8700 --rate 12MB")
+def doctor_command(
+    router: Router = ROUTERS,
+    region: Region = None,
+    ca: Ca = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Bytes a second that the link brings, as 12MB; measured by default.")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="A node's data directory.", envvar="NEARSHARD_DATA")] = DEFAULT_DATA,
+    repository: Annotated[
+        Path | None, typer.Option(help="Where models are kept.", envvar="NEARSHARD_REPOSITORY")
+    ] = None,
+    metered: Annotated[bool, typer.Option("--metered", help="Download nothing to measure with.")] = False,
+    no_network: Annotated[bool, typer.Option("--no-network", help="Look at this machine only.")] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Set what was judged to need it, after asking. Needs root.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Take back what --apply did.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    root: Annotated[Path, typer.Option(help="Stands for / where kernel files are read and written.")] = Path("/"),
+    as_json: Json = False,
+) -> None:
+    """Say what here and in the network slows transfers, and how to mend it; exit code 9 where something is broken."""
+    kept = repository or home("XDG_DATA_HOME", "~/.local/share") / "repository"
+    places = [("cache", cache.expanduser()), ("repository", kept.expanduser())]
+    options = DoctorOptions(router, places, root, rate, region, ca, not no_network, metered, apply, undo, yes, as_json)
+    raise typer.Exit(run_doctor(options))
 
 
 trust_app = typer.Typer()

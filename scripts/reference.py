@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the code: settings, error codes, metrics. ``make docs``; a test holds it in step."""
+"""Write docs/reference.md from the code: settings, errors, metrics, checks. ``make docs``; a test holds it in step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import ByteSize
 from pydantic_core import PydanticUndefined
 
 from edge_node.config import EdgeSettings
+from nearshard.doctor.checks import CHECKS
 from origin.config import OriginSettings
 from router.config import RouterSettings
 from shared.config import ServiceSettings
@@ -44,6 +45,9 @@ def reference() -> str:
         if hasattr(metric, "_documentation"):
             labels = ", ".join(metric._labelnames)
             parts.append(f"| `{metric._name}` | {metric._type} | {labels} | {metric._documentation} |")
+    parts.append("\n## Checks\n\nWhat `nearshard doctor` looks at ([doctor.md](doctor.md)).\n")
+    parts.append("| check | read | judged | why | mended by | source |\n|---|---|---|---|---|---|")
+    parts += [f"| `{c.id}` | {c.reads} | {c.rule} | {c.why} | {c.mend} | {c.source} |" for c in CHECKS]
     return "\n".join(parts) + "\n"
 
 

@@ -33,6 +33,8 @@ EXIT_USAGE, EXIT_CONFIG, EXIT_INTEGRITY, EXIT_AUTH, EXIT_NETWORK, EXIT_DISK, EXI
     7,
     8,
 )
+EXIT_BROKEN = 9
+"""Of ``nearshard doctor``: it has done its work, and found something that makes transfers fail."""
 EXIT_INTERRUPTED = 130
 
 CODES: Mapping[str, Meaning] = {
@@ -122,6 +124,7 @@ CODES: Mapping[str, Meaning] = {
     "store_timeout": Meaning(504, EXIT_NETWORK, "The object store did not answer in time."),
     "store_failed": Meaning(502, EXIT_NETWORK, "The object store failed, or could not be reached."),
     "exists": Meaning(409, EXIT_USAGE, "The target is there already."),
+    "needs_root": Meaning(403, EXIT_USAGE, "Only root may change this machine."),
 }
 
 

@@ -45,7 +45,12 @@ PURE = [
     "shared.nonces",
     "shared.publishing",
     "origin.signing",
+    "nearshard.doctor.facts",
+    "nearshard.doctor.checks",
+    "nearshard.doctor.mending",
 ]  # fmt: skip
+SDK = "nearshard"
+"""Its ``__init__`` is the public SDK, with the runtime. Who imports a module below it by name does not use that."""
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
 
@@ -79,7 +84,8 @@ def imports(module: str) -> frozenset[str]:
     for name in imported_names(module):
         parts = name.split(".")
         if parts[0] in PACKAGES:
-            found |= {prefix for n in range(len(parts)) if (prefix := ".".join(parts[: n + 1])) in SOURCES}
+            prefixes = {".".join(parts[: n + 1]) for n in range(len(parts))}
+            found |= {prefix for prefix in prefixes & SOURCES.keys() if prefix != SDK or name == SDK}
         else:
             found.add(parts[0])
     return frozenset(found)

@@ -1,0 +1,106 @@
+"""The commands of the README, in its order, as somebody types them who has never seen the project.
+
+They are read from the README, so what is there works. What differs from such a user's: the port, which may be taken on
+this machine, and the model, which is smaller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import make_model, wait_until
+
+README = Path(__file__).parents[2] / "README.md"
+ROUTER = "http://127.0.0.1:8700"
+"""As the README has it."""
+WORDS = ["nearshard up", "nearshard publish", "nearshard get", "curl", "aria2c"]
+"""What its commands begin with, in order."""
+
+
+def commands() -> list[str]:
+    """The commands to type by hand, without what their comments say."""
+    blocks = re.findall(r"^```\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = [block for block in blocks if "nearshard up" in block]
+    lines = [shlex.join(shlex.split(line, comments=True)) for line in block.splitlines()]
+    return [line for line in lines if not line.startswith(". ")]  # the environment is active here
+
+
+class NewUser:
+    """Somebody with an empty home directory, who has a model and a shell."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        kept = {name: text for name, text in os.environ.items() if not name.startswith(("XDG_", "NEARSHARD_"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
+        self.env = {**kept, "HOME": str(home), "PATH": path}
+        self.router = ROUTER
+
+    def types(self, line: str) -> str:
+        """Run a command to its end; what it printed."""
+        words, env = shlex.split(line.replace(ROUTER, self.router)), {**self.env, "NEARSHARD_ROUTER": self.router}
+        done = subprocess.run(words, cwd=self.home, env=env, capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode == 0, f"{line}: {done.stderr}{done.stdout}"
+        return done.stdout
+
+    def starts(self, line: str) -> subprocess.Popen[bytes]:
+        """Run the network, on ports that are free, until it is ready."""
+        ready = self.home / "ready.json"
+        words = [*shlex.split(line), "--port", "0", "--ready-file", str(ready)]
+        with (self.home / "up.log").open("wb") as log:
+            network = subprocess.Popen(words, cwd=self.home, env=self.env, stderr=log, stdout=log)
+        wait_until(lambda: ready.exists() or network.poll() is not None, "the network ready", 60)
+        assert network.poll() is None, (self.home / "up.log").read_text()
+        self.router = json.loads(ready.read_text())["router"]
+        return network
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[NewUser]:
+    """One whose network runs."""
+    new = NewUser(tmp_path)
+    network = new.starts(commands()[0])
+    yield new
+    network.send_signal(signal.SIGINT)
+    assert network.wait(40) == 0
+
+
+def test_the_readme_has_these_commands_in_this_order() -> None:
+    assert [line[: len(words)] for line, words in zip(commands(), WORDS, strict=True)] == WORDS
+
+
+def test_a_new_user_gets_the_model_by_each_of_them(user: NewUser, need: Callable[[str], str]) -> None:
+    need("curl"), need("aria2c")
+    _, publish, get, curl, aria2 = commands()
+    published = user.home / shlex.split(publish)[2]
+    make_model(published)
+    assert "demo/minilm" in user.types(publish)
+    whole = (published / "model.safetensors").read_bytes()
+
+    assert "demo/minilm sha256:" in user.types(get)
+    (fetched,) = (user.home / "minilm-all").glob("*.safetensors")
+    assert fetched.read_bytes() == whole
+
+    user.types(curl)
+    assert (user.home / "model.safetensors").read_bytes() == whole
+    (user.home / "model.safetensors").unlink()
+
+    before = set(user.home.iterdir())
+    user.types(aria2)
+    (got,) = set(user.home.iterdir()) - before
+    assert got.read_bytes() == whole
+
+    task = user.types(get.replace("demo/minilm", "demo/minilm:embed"))
+    assert "minilm-embed" in task and (user.home / "minilm-embed" / "tokenizer.json").exists()
+
+    doctor = user.types("nearshard doctor --json")
+    assert {"reach"} <= {one["check"] for one in json.loads(doctor)["findings"] if one["status"] == "ok"}
