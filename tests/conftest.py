@@ -16,9 +16,13 @@ from tests.s3_server import BUCKET, environment, s3_server
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What commands keep for the next one is kept for this run of the tests, away from the user's."""
+    """What commands keep for the next one is kept for this run of the tests, away from the user's; and what no
+    deployment has (``tests/without``) is not there for what they start."""
     for kind in ("CACHE", "CONFIG", "DATA"):
         os.environ[f"XDG_{kind}_HOME"] = str(tmp_path_factory.mktemp(f"{kind.lower()}-home"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent / "without"), os.environ.get("PYTHONPATH", "")]
+    )
 
 
 @pytest.fixture

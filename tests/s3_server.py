@@ -43,7 +43,7 @@ def s3_server(folder: Path) -> Iterator[str]:
     with (folder / "s3.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(port)],
-            stdout=log, stderr=log, env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            stdout=log, stderr=log, env={**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": ""},
         )  # fmt: skip
     try:
         wait_until(lambda: _answers(url), "the S3 server to answer")
