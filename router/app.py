@@ -51,6 +51,7 @@ from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
+from shared.web.mirrored import Mirrored
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.server import CONNECTION
@@ -303,6 +304,7 @@ def build_app(
         file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
     )
     catalog = Catalog(sessions, settings.origin, trusted, clock, "router", lifetime=settings.ref_lifetime)
+    mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(
         settings.networks,
@@ -363,6 +365,7 @@ def build_app(
         await selection.close()
         await announcer.close()
         await registry.close()
+        await mirrored.close()
         await catalog.close()
         await trusted.close()
         await sessions.close()
@@ -372,7 +375,7 @@ def build_app(
     app[CLAIMED] = lambda request: request.match_info.get("node")
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
-    add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)
+    add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded, absent=mirrored.absent)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)

@@ -16,8 +16,8 @@ from aiohttp import web
 
 from shared import codec, metalink, plan, representation
 from shared.conditional import NotModified, evaluate
-from shared.errors import RequestError, UpstreamError
-from shared.ids import is_revision
+from shared.errors import NotFound, RequestError, UpstreamError
+from shared.ids import DEFAULT_REF, is_revision
 from shared.manifest import Manifest
 from shared.metrics import CONTENT_TYPE, Metrics
 from shared.paths import (
@@ -42,6 +42,14 @@ KINDS: Mapping[type, str] = {
     TaskPath: "task", BlobPath: "blob", FilePath: "file",
     ManifestPath: "manifest", ModelPath: "model", ModelsPath: "models", TrustPath: "trust",
 }  # fmt: skip
+
+
+OfModel = ModelPath | ManifestPath | TaskPath | FilePath
+ABSENT = ("unknown_model", "unknown_revision")
+"""What an origin may still be able to get from the hub that it mirrors."""
+Absent = Callable[[web.Request, str, str], Awaitable[bool]]
+"""Asked for a model and ref that a tier does not know: whether it does now. Raises what is to be answered instead:
+Mirroring while it is being fetched."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +112,29 @@ class Tier(Protocol):
 
 
 def add_routes(
-    app: web.Application, tier: Tier, gate: Gate, metrics: Metrics, *, degraded: Callable[[], str] = lambda: ""
+    app: web.Application,
+    tier: Tier,
+    gate: Gate,
+    metrics: Metrics,
+    *,
+    degraded: Callable[[], str] = lambda: "",
+    absent: Absent | None = None,
 ) -> None:
     """The read paths and the paths for operators, answered by ``tier`` to whom ``gate`` lets through. ``degraded``:
-    what it does without, while it serves."""
+    what it does without, while it serves. ``absent``: who may have what this tier does not know of."""
 
     async def read(request: web.Request) -> web.StreamResponse:
         path = parse_path(request.rel_url.raw_path)
         request[KIND] = KINDS[type(path)]
+        try:
+            await gate.enter(request, path)
+            return await _answer(tier, gate, request, path)
+        except NotFound as error:
+            if absent is None or error.error_code not in ABSENT or not isinstance(path, OfModel):
+                raise
+            ref = DEFAULT_REF if isinstance(path, ModelPath) else path.ref
+            if is_revision(ref) or not await absent(request, path.model, ref):
+                raise
         await gate.enter(request, path)
         return await _answer(tier, gate, request, path)
 
