@@ -83,6 +83,7 @@ CODES: Mapping[str, Meaning] = {
     "unsupported_type": Meaning(415, EXIT_USAGE, "The body's type or encoding is not accepted here."),
     "range_not_satisfiable": Meaning(416, EXIT_USAGE, "The byte range cannot be satisfied."),
     "expectation_failed": Meaning(417, EXIT_USAGE, "The expectation cannot be met."),
+    "try_again": Meaning(429, EXIT_NETWORK, "This cannot be had right now; come back in a moment."),
     "http_version": Meaning(505, EXIT_USAGE, "Only HTTP/1.0 and HTTP/1.1 are spoken here."),
     # a source's mistake
     "upstream_error": Meaning(502, EXIT_NETWORK, "No source could answer."),
