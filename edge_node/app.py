@@ -36,6 +36,7 @@ from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH
 from shared.web.access import Gate
 from shared.web.announce import add_announce_route
+from shared.web.hub import add_hub_routes
 from shared.web.middleware import make_app
 from shared.web.mirrored import Mirrored
 from shared.web.reads import add_routes
@@ -172,6 +173,8 @@ def build_app(
     app.on_response_prepare.append(tell_epoch)
     app[CLAIMED] = lambda request: request.headers.get(HOP)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
-    add_routes(app, delivery, Gate(trusted, clock), metrics, absent=mirrored.absent)
+    gate = Gate(trusted, clock)
+    add_routes(app, delivery, gate, metrics, absent=mirrored.absent)
+    add_hub_routes(app, delivery, gate)
     add_announce_route(app, catalog.forget)
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -24,15 +25,16 @@ from origin.visibility import StoreVisibility
 from shared import codec, plan, representation
 from shared.clock import Clock
 from shared.digest import Digest
-from shared.errors import ConfigError
-from shared.ids import DEFAULT_REF
+from shared.errors import ConfigError, NotFound
+from shared.ids import DEFAULT_REF, commit_of, is_commit
 from shared.keys import NodeKey, check_private, load_key
 from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.web.access import Gate, private_model
 from shared.web.announce import Announcer
+from shared.web.hub import add_hub_routes
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
@@ -56,8 +58,8 @@ class OriginTier:
         self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
 
     async def resolve(self, model: str, ref: str) -> Resolved:
-        """The manifest of a ref or revision. Raises NotFound."""
-        revision = await self._trust.resolve(model, ref)
+        """The manifest of a ref, revision or commit. Raises NotFound."""
+        revision = await (self._of_commit(model, ref) if is_commit(ref) else self._trust.resolve(model, ref))
         manifest = self._manifests.get(revision)
         if manifest is None or manifest.model != model:
             manifest = await self._storage.manifest(model, revision)
@@ -70,6 +72,20 @@ class OriginTier:
     def _fields(self, model: str, ref: str) -> Mapping[str, str]:
         """What is to be said of a ref that was mirrored."""
         return self._mirror.fields(model, ref) if self._mirror else {}
+
+    async def _of_commit(self, model: str, commit: str) -> Digest:
+        """The stored revision that a commit is the beginning of; those that refs mean first. Raises NotFound."""
+        for revisions in (list((await self.refs(model)).values()), await self._storage.revisions(model)):
+            for revision in revisions:
+                if commit_of(revision) == commit:
+                    return revision
+        raise NotFound(f"{model} has no such commit", code="unknown_revision")
+
+    async def refs(self, model: str) -> Mapping[str, Digest]:
+        """As the metadata that is in force has them."""
+        with suppress(NotFound):
+            return {name: ref.revision for name, ref in (await self._trust.refs(model)).items()}
+        return {}
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """Names, or one model's refs, revisions, tasks and files (of ``main``, or of its first ref)."""
@@ -128,12 +144,15 @@ class OriginTier:
             shown = representation.of_path(path, (await self.resolve(path.model, path.ref)).manifest)
         decision, span = decide(request, shown)
         fields = {} if isinstance(path, BlobPath) else {"Vary": "Accept", **self._fields(path.model, path.ref)}
-        return await send(
-            request, shown, decision, span, self._pieces(shown.layout.cut(span), private_model(request)), fields
-        )
+        pieces = self._pieces(shown.layout.cut(span), private_model(request), verified=isinstance(path, HubPath))
+        return await send(request, shown, decision, span, pieces, fields)
 
-    async def _pieces(self, slices: Iterable[Slice], private: str) -> AsyncIterator[Piece]:
+    async def _pieces(self, slices: Iterable[Slice], private: str, *, verified: bool) -> AsyncIterator[Piece]:
+        right: set[Digest] = set()
         for piece in slices:
+            if verified and piece.digest not in right:
+                await self._storage.verify_blob(piece.digest, private)
+                right.add(piece.digest)
             async for part in self._storage.stream_blob(piece.digest, piece.offset, piece.length, private):
                 yield part
                 self._metrics.sent.labels("origin").inc(len(part))
@@ -209,6 +228,7 @@ def build_app(
 
     tier = OriginTier(trust, visibility, url, metrics, mirror)
     add_routes(app, tier, gate, metrics, absent=absent if mirror else None)
+    add_hub_routes(app, tier, gate)
     Uploads(trust, online, audit, lambda model: announcer.tell(settings.router, model), clock, log).add_routes(app)
     return app
 

@@ -50,6 +50,7 @@ from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
+from shared.web.hub import add_hub_routes
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.mirrored import Mirrored
 from shared.web.reads import Listing, Resolved, add_routes, document, get
@@ -140,6 +141,10 @@ class RouterTier:
         if not self._origins and not self._registry.snapshot.nodes:
             raise UpstreamError(code="no_nodes")
         return await self._catalog.resolve(model, ref)
+
+    async def refs(self, model: str) -> Mapping[str, Digest]:
+        """As the signed metadata has them."""
+        return {name: target.revision for name, target in (await self._trusted.refs(model)).items()}
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing, from the catalog."""
@@ -376,6 +381,7 @@ def build_app(
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
     add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded, absent=mirrored.absent)
+    add_hub_routes(app, tier, gate)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)

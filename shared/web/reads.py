@@ -16,8 +16,9 @@ from aiohttp import web
 
 from shared import codec, metalink, plan, representation
 from shared.conditional import NotModified, evaluate
+from shared.digest import Digest
 from shared.errors import NotFound, RequestError, UpstreamError
-from shared.ids import DEFAULT_REF, is_revision
+from shared.ids import DEFAULT_REF, is_commit, is_revision
 from shared.manifest import Manifest
 from shared.metrics import CONTENT_TYPE, Metrics
 from shared.paths import (
@@ -79,7 +80,11 @@ class Tier(Protocol):
     """What a tier answers the read surface from."""
 
     async def resolve(self, model: str, ref: str) -> Resolved:
-        """The manifest that a ref or revision means. Raises NotFound or UpstreamError."""
+        """The manifest that a ref, revision or commit means. Raises NotFound or UpstreamError."""
+        ...
+
+    async def refs(self, model: str) -> Mapping[str, Digest]:
+        """What the refs of a model mean; none for one that there is not. Raises UpstreamError."""
         ...
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
@@ -184,7 +189,7 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
         case ManifestPath():
             found = await tier.resolve(path.model, path.ref)
             revision = found.manifest.revision
-            lifetime = IMMUTABLE if is_revision(path.ref) else REVALIDATE
+            lifetime = IMMUTABLE if is_revision(path.ref) or is_commit(path.ref) else REVALIDATE
             fields = {**found.fields, "Nearshard-Revision": revision}
             etag = revision.removeprefix("sha256:")
             return document(request, found.manifest.encoded, MANIFEST, etag, lifetime, fields)

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from origin.tensorfile import PREFIX, header_length, parse_header
 from router.exchange import from_record, to_record
 from router.location import Regions
-from shared import codec, manifest, plan, view
+from shared import codec, hub, manifest, plan, view
 from shared.conditional import Conditions, Partial, evaluate
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
@@ -20,7 +20,7 @@ from shared.ids import parse_task_id
 from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task, Tensor
-from shared.paths import parse_path
+from shared.paths import manifest_path, parse_path
 from shared.trust_names import file_name, parse_file_name
 from shared.web.plain import PlainRequests
 from tests.fuzz.fuzz import Target
@@ -75,6 +75,11 @@ def _task_id(data: bytes) -> None:
 
 def _path(data: bytes) -> None:
     parse_path(text(data))
+
+
+def _hub(data: bytes) -> None:
+    model, _, ref = text(data).partition("@")
+    assert parse_path(manifest_path(hub.model_named(model), hub.ref_named(ref)))
 
 
 def _conditions(data: bytes) -> None:
@@ -153,6 +158,7 @@ TOLD, SIGNED = sign(KEY, HEARTBEAT, {**HEARTBEAT_OF, "rtt": {"south": 12.5}})
 TARGETS = [
     Target("task id", _task_id, _all(TASK_IDS)),
     Target("path", _path, _all(PATHS)),
+    Target("model and ref of a hub", _hub, _all([f"acme/minilm@{A}", f"acme/minilm@{A[7:47]}", "acme/minilm@main"])),
     Target("digest", lambda data: parse_digest(text(data)), _all([A])),
     Target("conditions", _conditions, _all(RANGES)),
     Target("plain request", PlainRequests().parse, _all([REQUEST])),

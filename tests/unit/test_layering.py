@@ -17,7 +17,7 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome", "metalink",
+            "plan", "outcome", "metalink", "hub",
         )
     ),
     "origin.tensorfile",
