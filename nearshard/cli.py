@@ -42,6 +42,7 @@ from shared.token_file import read_token
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
+    "import": ("origin.import_command", "Publish a model from another hub, network or directory."),
     "publish": ("origin.publish_command", "Publish a model directory."),
     "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
     "gc": ("origin.gc_command", "Remove what no revision that is kept refers to."),

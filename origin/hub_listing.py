@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from shared import codec
 from shared.errors import DecodeError, IntegrityError, ManifestInvalid, UpstreamError
+from shared.ids import is_commit
 from shared.manifest import check_paths
 
 MAX_DOCUMENT = 32 << 20
@@ -25,7 +26,6 @@ EXCLUDED: Sequence[str] = (
     ".git/*", ".cache/*", ".huggingface/*", "__pycache__/*",
 )  # fmt: skip
 """What is not fetched: files that run code when they are loaded, and what is no part of a model."""
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
@@ -53,11 +53,6 @@ class HubRevision:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
-
-
-def is_commit(text: str) -> bool:
-    """Whether a revision names one state for ever."""
-    return _COMMIT.fullmatch(text) is not None
 
 
 def is_repo(text: str) -> bool:

@@ -30,7 +30,7 @@ from origin.audit import Audit
 from origin.commit import LocalSink, publisher_keyids
 from origin.config import MirrorSettings
 from origin.hub_client import Hub
-from origin.hub_listing import HubFile, HubRevision, is_commit, without
+from origin.hub_listing import HubFile, HubRevision, without
 from origin.keyring import Keyring
 from origin.publish import publish
 from origin.signing import Ref, Source, key_id
@@ -39,7 +39,7 @@ from origin.trust_store import TrustStore
 from shared.clock import Clock
 from shared.digest import Digest
 from shared.errors import Mirroring, NearshardError, NotFound, PublishError
-from shared.ids import is_revision
+from shared.ids import is_commit, is_revision
 from shared.keys import NodeKey
 from shared.layout import Layout
 from shared.metrics import Metrics
@@ -308,7 +308,9 @@ class Mirror:
             revision = twin.revision
         else:
             await fetch.spool.fetch(self._hub, self._clock.sleep, await self._held(model))
-            done = await publish(sink, fetch.spool.folder, model, ref, private=private, source=source)
+            done = await publish(
+                sink, fetch.spool.folder, model, ref, private=private, source=source, expected=fetch.spool.hashes()
+            )
             revision = done.revision
         self._checked[model, ref] = self._clock.monotonic()
         self._audit.add(

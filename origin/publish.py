@@ -35,7 +35,7 @@ from origin.model_dir import (
 from origin.signing import Ref, Source
 from origin.tensorfile import TensorHeader, make_header
 from shared.digest import Digest, digest_of
-from shared.errors import DiskError, PublishError, TasksError, first_error
+from shared.errors import DiskError, IntegrityError, PublishError, TasksError, first_error
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
 from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
@@ -136,22 +136,27 @@ async def publish(
     limit: int = LIMIT,
     pieces: bool = True,
     source: Source | None = None,
+    expected: Mapping[str, str] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Published:
     """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard; ``source``:
-    where it was taken from.
+    where it was taken from, ``expected``: the SHA-256 (64 hex digits) that files by their paths must have, if any.
 
     ``pieces``: whether pieces are hashed for other people's downloaders; where not, one piece holds all of any file.
 
     Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
     RequestError (``not_publisher``; ``ref_conflict`` where somebody else moved the ref meanwhile), ConfigError,
-    DiskError where the store fails, UpstreamError where the origin does.
+    DiskError where the store fails, UpstreamError where the origin does, IntegrityError for a file that is not as
+    ``expected``.
     """
     before = await sink.begin(model, ref, private=private)
     specs, sources = await asyncio.to_thread(read_sources, directory, tasks_file)
     for _ in range(ATTEMPTS):
         writer = _Writer(sink, sum(source.size for source in sources), progress)
         manifest = await _store(writer, model, specs, sources, target, limit, pieces=pieces)
+        for path, digest in (expected or {}).items():
+            if manifest.files[path].sha256 != digest:
+                raise IntegrityError(f"{path}: not the bytes whose SHA-256 the hub named")
         changed = before is None or (before.revision, before.source) != (manifest.revision, source)
         if not changed or await sink.put_manifest(manifest):
             break

@@ -259,6 +259,10 @@ class Spool:
             raise error from None
         await asyncio.to_thread(self._leave_out_pickles)
 
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of all files that are to be published, by path; once they are here."""
+        return {path: file.sha256 for path, file in self.files.items() if path not in self.left_out}
+
     def fail(self, error: NearshardError) -> None:
         """Tell whoever reads a file that is not coming."""
         for file in self.files.values():
