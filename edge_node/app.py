@@ -175,6 +175,6 @@ def build_app(
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
     gate = Gate(trusted, clock)
     add_routes(app, delivery, gate, metrics, absent=mirrored.absent)
-    add_hub_routes(app, delivery, gate)
+    add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
     add_announce_route(app, catalog.forget)
     return app

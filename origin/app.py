@@ -17,6 +17,7 @@ from origin.audit import Audit
 from origin.config import OriginSettings
 from origin.hub_client import Hub
 from origin.mirror import Mirror
+from origin.passing import PassingOn
 from origin.renewal import Renewal
 from origin.storage import Storage
 from origin.trust_store import TrustStore
@@ -26,7 +27,7 @@ from shared import codec, plan, representation
 from shared.clock import Clock
 from shared.digest import Digest
 from shared.errors import ConfigError, NotFound
-from shared.ids import DEFAULT_REF, commit_of, is_commit
+from shared.ids import DEFAULT_REF, commit_of, is_commit, is_revision
 from shared.keys import NodeKey, check_private, load_key
 from shared.layout import Slice
 from shared.manifest import Manifest
@@ -67,14 +68,26 @@ class OriginTier:
         self._manifests.move_to_end(revision)
         while len(self._manifests) > MANIFESTS:
             self._manifests.popitem(last=False)
-        return Resolved(manifest, self._fields(model, ref))
+        return Resolved(manifest, self._fields(model, ref), known_as=await self._known_as(model, ref))
+
+    async def _known_as(self, model: str, ref: str) -> str:
+        """The commit of another hub that a ref was taken from."""
+        if is_commit(ref) or is_revision(ref):
+            return ref if is_commit(ref) else ""
+        source = (await self._trust.ref(model, ref)).source
+        return source.commit if source and is_commit(source.commit) else ""
 
     def _fields(self, model: str, ref: str) -> Mapping[str, str]:
         """What is to be said of a ref that was mirrored."""
         return self._mirror.fields(model, ref) if self._mirror else {}
 
     async def _of_commit(self, model: str, commit: str) -> Digest:
-        """The stored revision that a commit is the beginning of; those that refs mean first. Raises NotFound."""
+        """The revision that a commit of another hub was published as, or the stored one that it is the beginning of;
+        those that refs mean first. Raises NotFound."""
+        with suppress(NotFound):
+            for ref in (await self._trust.refs(model)).values():
+                if ref.source and ref.source.commit == commit:
+                    return ref.revision
         for revisions in (list((await self.refs(model)).values()), await self._storage.revisions(model)):
             for revision in revisions:
                 if commit_of(revision) == commit:
@@ -228,7 +241,7 @@ def build_app(
 
     tier = OriginTier(trust, visibility, url, metrics, mirror)
     add_routes(app, tier, gate, metrics, absent=absent if mirror else None)
-    add_hub_routes(app, tier, gate)
+    add_hub_routes(app, tier, gate, absent=PassingOn(mirror, gate).absent if mirror else None)
     Uploads(trust, online, audit, lambda model: announcer.tell(settings.router, model), clock, log).add_routes(app)
     return app
 

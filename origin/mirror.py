@@ -37,7 +37,6 @@ from origin.signing import Ref, Source, key_id
 from origin.spool import Held, Spool
 from origin.trust_store import TrustStore
 from shared.clock import Clock
-from shared.digest import Digest
 from shared.errors import Mirroring, NearshardError, NotFound, PublishError
 from shared.ids import is_commit, is_revision
 from shared.keys import NodeKey
@@ -143,16 +142,21 @@ class Mirror:
         Raises NotFound for what the hub has not; UpstreamError, PublishError, or whatever its last fetch failed with.
         """
         ref = ref_of(revision)
-        if not await self._is_mine(model, ref):
+        if not await self._is_mine(model, ref) or (is_commit(revision) and await self._published(model, revision)):
             return None
         key = (model, ref)
-        fetch = self._fetches.get(key)
+        fetch = self._fetches.get(key) or self._of_commit(model, revision)
         if fetch is None:
             self._raise_known(key)
             fetch = await self._asking.once(key, partial(self._look, model, ref, name or model))
         if fetch.private and not await may():
             raise NotFound(f"there is no model {model}", code="unknown_model")
         return self._begin(fetch)
+
+    def _of_commit(self, model: str, commit: str) -> Fetch | None:
+        """What is being fetched already under another ref."""
+        running = (fetch for fetch in self._fetches.values() if fetch.model == model)
+        return next((fetch for fetch in running if fetch.found.commit == commit), None)
 
     async def absent(self, model: str, revision: str, may: Callable[[], Awaitable[bool]]) -> bool:
         """Have a model that is asked for and not here; whether it is now. Raises Mirroring while it is not, and what
@@ -163,29 +167,17 @@ class Mirror:
         assert fetch.task is not None
         await asyncio.wait([fetch.task], timeout=PATIENCE)
         if not fetch.task.done():
-            raise self._under_way(fetch)
+            raise self.under_way(fetch)
         self._raise_known((model, fetch.ref))
         return True
 
-    def _under_way(self, fetch: Fetch) -> Mirroring:
+    def under_way(self, fetch: Fetch) -> Mirroring:
         """What to tell who asks meanwhile."""
         done, total = fetch.spool.done, fetch.found.size
         elapsed = self._clock.monotonic() - fetch.began
         left = (total - done) * elapsed / done if done else 1.0
         after = min(LONGEST, max(1, math.ceil(left)))
         return Mirroring(f"{fetch.model}@{fetch.ref} is being fetched", done=done, total=total, retry_after=after)
-
-    def spool(self, model: str, revision: str) -> Fetch | None:
-        """What is being fetched of a model, by branch, tag or commit."""
-        for fetch in self._fetches.values():
-            if fetch.model == model and revision in (fetch.ref, fetch.found.commit):
-                return fetch
-        return None
-
-    async def revision_at(self, model: str, commit: str) -> Digest | None:
-        """The revision that a commit of the hub was published as."""
-        found = await self._published(model, commit)
-        return found.revision if found else None
 
     def fields(self, model: str, ref: str) -> Mapping[str, str]:
         """Age (RFC 9111 §5.1) of what is known of a mirrored ref; Cache-Status where the hub could not be asked."""

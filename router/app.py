@@ -381,7 +381,7 @@ def build_app(
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
     add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded, absent=mirrored.absent)
-    add_hub_routes(app, tier, gate)
+    add_hub_routes(app, tier, gate, absent=mirrored.hub_absent)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)

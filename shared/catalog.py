@@ -83,7 +83,7 @@ class Catalog:
     async def resolve(self, model: str, ref: str) -> Resolved:
         """The manifest that a ref, revision or commit means now. Raises NotFound, UpstreamError (TrustError)."""
         if is_commit(ref):
-            return Resolved(await self._of_commit(model, ref))
+            return Resolved(await self._of_commit(model, ref), known_as=ref)
         if is_revision(ref):
             return Resolved(await self._manifest(model, as_revision(ref)))
         target = await self._trusted.target(model, ref)
@@ -91,7 +91,8 @@ class Catalog:
             manifest = await self._manifest(model, target.revision, target.length)
         except NotFound as error:  # somebody signed for it, so it is their trouble and not the client's
             raise UpstreamError(f"nobody has what {model}@{ref} means", code="upstream_missing") from error
-        return Resolved(manifest, self._trusted.fields(), stale=self._trusted.stale)
+        fields, stale = self._trusted.fields(), self._trusted.stale
+        return Resolved(manifest, fields, stale=stale, known_as=target.commit)
 
     def at_hand(self, model: str, ref: str) -> Manifest | None:
         """The same, where it is in memory and fresh; else None, whatever ``resolve`` would say."""
@@ -198,10 +199,11 @@ class Catalog:
         return await self._manifest(model, revision)
 
     async def _known_revision(self, model: str, commit: str) -> Digest | None:
-        """The revision that a commit is of, where a ref means it or its manifest is on disk."""
+        """The revision that a commit (of ours, or of the hub that it was taken from) is of, where a ref means it or its
+        manifest is on disk."""
         with suppress(UpstreamError):
             for target in (await self._trusted.refs(model)).values():
-                if commit_of(target.revision) == commit:
+                if commit in (commit_of(target.revision), target.commit):
                     return target.revision
         if self._directory is not None:
             found = await asyncio.to_thread(list, (self._directory / "manifests").glob(f"{commit}*"))

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from shared.digest import Digest
 from shared.errors import BadId, NotFound
 from shared.ids import DEFAULT_REF, commit_of, is_commit, parse_model, parse_ref_or_revision
 from shared.layout import Layout
-from shared.manifest import Manifest
 
 Json = dict[str, Any]
 
@@ -31,10 +30,40 @@ MODELSCOPE_REF = "master"
 """What a client of ModelScope asks for where its user names nothing."""
 
 
+class Listed(Protocol):
+    """A revision, as far as its files are listed."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def commit(self) -> str:
+        """What clients know it as."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, Layout]:
+        """Its files by path."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shown:
+    """``Listed``."""
+
+    model: str
+    commit: str
+    files: Mapping[str, Layout]
+
+
 def model_named(text: str) -> str:
-    """The model that a client names. Raises NotFound: they know no other answer to a name that cannot be."""
+    """The model that a client names: elsewhere names have capital letters, here they are the same without.
+
+    Raises NotFound: they know no other answer to a name that cannot be."""
     try:
-        return parse_model(text)
+        return parse_model(text.lower())
     except BadId:
         raise NotFound("not a name of a model", code="unknown_model") from None
 
@@ -84,7 +113,7 @@ def git_oid(kind: str, body: bytes) -> str:
     return hashlib.sha1(f"{kind} {len(body)}\0".encode() + body, usedforsecurity=False).hexdigest()
 
 
-def entries(manifest: Manifest) -> list[Entry]:
+def entries(manifest: Listed) -> list[Entry]:
     """All files and folders of a revision, by path, each folder before what is in it."""
     root: dict[str, Any] = {}
     for path, layout in manifest.files.items():
@@ -114,7 +143,7 @@ def _add_folder(found: list[Entry], prefix: str, folder: dict[str, Any]) -> str:
     return git_oid("tree", b"".join(f"{mode} {name}\0".encode() + bytes.fromhex(oid) for _, mode, name, oid in lines))
 
 
-def below(manifest: Manifest, folder: str, *, recursive: bool) -> Iterator[Entry]:
+def below(manifest: Listed, folder: str, *, recursive: bool) -> Iterator[Entry]:
     """What is in a folder: one level, or all of them. Raises NotFound (``unknown_file``) where there is no such one."""
     listed = entries(manifest)
     if folder and not any(entry.path == folder and entry.layout is None for entry in listed):
@@ -125,7 +154,7 @@ def below(manifest: Manifest, folder: str, *, recursive: bool) -> Iterator[Entry
 # The Hugging Face Hub
 
 
-def model_info(manifest: Manifest, *, blobs: bool, private: bool) -> Json:
+def model_info(manifest: Listed, *, blobs: bool, private: bool) -> Json:
     """``/api/models/<model>``. ``blobs``: with sizes and hashes of the files."""
     siblings: list[Json] = []
     for path, layout in manifest.files.items():
@@ -154,12 +183,12 @@ def _shown(entry: Entry) -> Json:
     return {"type": "file", "path": entry.path, "oid": entry.oid, "size": size, "lfs": lfs}
 
 
-def tree(manifest: Manifest, folder: str, *, recursive: bool) -> list[Json]:
+def tree(manifest: Listed, folder: str, *, recursive: bool) -> list[Json]:
     """``/tree/<rev>/<folder>``, in one page. Raises NotFound."""
     return [_shown(entry) for entry in below(manifest, folder, recursive=recursive)]
 
 
-def paths_info(manifest: Manifest, paths: Sequence[str]) -> list[Json]:
+def paths_info(manifest: Listed, paths: Sequence[str]) -> list[Json]:
     """``/paths-info/<rev>``: what there is of these, in the order of the tree."""
     wanted = {path.rstrip("/") for path in paths}
     return [_shown(entry) for entry in entries(manifest) if entry.path in wanted]
@@ -182,7 +211,7 @@ def modelscope(data: Json, request_id: str) -> Json:
     return {"Code": 200, "Success": True, "Message": "", "RequestId": request_id, "Data": data}
 
 
-def modelscope_files(manifest: Manifest, folder: str, *, recursive: bool) -> Json:
+def modelscope_files(manifest: Listed, folder: str, *, recursive: bool) -> Json:
     """``/repo/files``. Raises NotFound."""
     listed = []
     for entry in below(manifest, folder, recursive=recursive):

@@ -130,6 +130,11 @@ class Gate:
         request[_PRIVATE] = model
 
 
+def mark_private(request: web.Request, model: str) -> None:
+    """Note that a request was let through to a private model by other means than a gate's."""
+    request[_PRIVATE] = model
+
+
 def private_model(request: web.Request) -> str:
     """The private model that a request was let through to; empty where what it asks for is public."""
     return str(request.get(_PRIVATE, ""))

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from urllib.parse import parse_qs
 
 from aiohttp import web
@@ -22,58 +23,79 @@ from shared.conditional import Whole
 from shared.digest import Digest
 from shared.errors import NearshardError, NotFound, RequestError
 from shared.ids import DEFAULT_REF, is_commit
-from shared.manifest import Manifest
 from shared.paths import HubPath, ModelPath
 from shared.representation import IMMUTABLE, REVALIDATE
 from shared.web.access import Gate, private_model
 from shared.web.middleware import BODY_BEGUN, KIND, REQUEST_ID, Handler, read_body, refuse_expectation
-from shared.web.reads import Tier, document, get
+from shared.web.reads import ABSENT, Tier, document, get
 from shared.web.send import fields_of
 
 MAX_PATHS = 10_000
 """Fields of a form that names paths."""
 AGAIN = {"Retry-After": "1"}
 
+Answer = Callable[["_Hub", web.Request], Awaitable[web.StreamResponse]]
+HubAbsent = Callable[
+    [web.Request, Callable[[Tier], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse | None]
+]
+"""Given a request for a model or revision that a tier does not know, and what answers it from another tier, with no
+gate before it: the answer, or None where there is none."""
 
-def add_hub_routes(app: web.Application, tier: Tier, gate: Gate) -> None:
-    """Answer the clients of other hubs from ``tier``, and let through whom ``gate`` lets through."""
-    surface = _Hub(tier, gate)
+
+def add_hub_routes(app: web.Application, tier: Tier, gate: Gate, *, absent: HubAbsent | None = None) -> None:
+    """Answer the clients of other hubs from ``tier``, and let through whom ``gate`` lets through. ``absent``: who may
+    have what this tier does not know of."""
+    told = _told(_Hub(tier, gate), absent)
     model = "/api/models/{org}/{name}"
     reads = {
-        "/{org}/{name}/resolve/{rev}/{path:.+}": surface.file,
-        model: surface.info,
-        model + "/revision/{rev}": surface.info,
-        model + "/refs": surface.refs,
-        model + "/tree/{rev}": surface.tree,
-        model + "/tree/{rev}/{path:.+}": surface.tree,
+        "/{org}/{name}/resolve/{rev}/{path:.+}": _Hub.file,
+        model: _Hub.info,
+        model + "/revision/{rev}": _Hub.info,
+        model + "/refs": _Hub.refs,
+        model + "/tree/{rev}": _Hub.tree,
+        model + "/tree/{rev}/{path:.+}": _Hub.tree,
         "/api/agent-harnesses": _harnesses,
         "/api/telemetry/{rest:.*}": _telemetry,
-        "/api/v1/models/{org}/{name}/repo": surface.modelscope_file,
-        "/api/v1/models/{org}/{name}/repo/files": surface.modelscope_files,
-        "/api/v1/models/{org}/{name}/revisions": surface.modelscope_revisions,
+        "/api/v1/models/{org}/{name}/repo": _Hub.modelscope_file,
+        "/api/v1/models/{org}/{name}/repo/files": _Hub.modelscope_files,
+        "/api/v1/models/{org}/{name}/revisions": _Hub.modelscope_revisions,
         # A name without its organisation, and what is no model: none of them is here
         "/{name}/resolve/{rest:.+}": _no_such_repository,
         "/api/{kind:models|datasets|spaces}/{rest:.+}": _no_such_repository,
         "/{kind:datasets|spaces}/{rest:.+}": _no_such_repository,
     }
     for path, handler in reads.items():
-        get(app, path, _told(handler))
-    app.router.add_post(model + "/paths-info/{rev}", _told(surface.paths_info), expect_handler=refuse_expectation)
+        get(app, path, told(handler))
+    app.router.add_post(model + "/paths-info/{rev}", told(_Hub.paths_info), expect_handler=refuse_expectation)
 
 
-def _told(handler: Handler) -> Handler:
-    """Errors in the words that these clients know."""
+def _told(surface: _Hub, absent: HubAbsent | None) -> Callable[[Answer], Handler]:
+    """Errors in the words that these clients know; and what is not here, from where it may be had."""
 
-    async def told(request: web.Request) -> web.StreamResponse:
-        request[KIND] = "hub"
-        try:
-            return await handler(request)
-        except NearshardError as error:
-            if BODY_BEGUN in request:
-                raise
-            raise _translated(error, request.headers.get("User-Agent", "")) from error
+    def made(handler: Answer) -> Handler:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            try:
+                return await handler(surface, request)
+            except NotFound as error:
+                if absent is None or error.error_code not in ABSENT or "org" not in request.match_info:
+                    raise
+                found = await absent(request, lambda tier: handler(_Hub(tier, None), request))
+                if found is None:
+                    raise
+                return found
 
-    return told
+        async def told(request: web.Request) -> web.StreamResponse:
+            request[KIND] = "hub"
+            try:
+                return await answer(request)
+            except NearshardError as error:
+                if BODY_BEGUN in request:
+                    raise
+                raise _translated(error, request.headers.get("User-Agent", "")) from error
+
+        return told
+
+    return made
 
 
 def _translated(error: NearshardError, agent: str) -> NearshardError:
@@ -92,7 +114,8 @@ def _translated(error: NearshardError, agent: str) -> NearshardError:
 class _Hub:
     """The handlers. Each raises NotFound in the order in which these clients expect it: model, revision, file."""
 
-    def __init__(self, tier: Tier, gate: Gate) -> None:
+    def __init__(self, tier: Tier, gate: Gate | None) -> None:
+        """``gate``: None where whoever asks was let through before."""
         self._tier, self._gate = tier, gate
 
     # The Hugging Face Hub
@@ -143,7 +166,7 @@ class _Hub:
     async def modelscope_files(self, request: web.Request) -> web.StreamResponse:
         """``/repo/files?Revision=<rev>``, of one folder (``Root``) or all below it (``Recursive``)."""
         model = await self._enter(request)
-        manifest = await self._resolve(model, await self._modelscope_ref(request, model))
+        manifest = await self._shown(model, await self._modelscope_ref(request, model))
         folder = request.query.get("Root", "").strip("/")
         recursive = _flag(request, "Recursive")
         data = await asyncio.to_thread(hub.modelscope_files, manifest, folder, recursive=recursive)
@@ -165,16 +188,18 @@ class _Hub:
     async def _enter(self, request: web.Request) -> str:
         """The model that a request names, if whoever asks may see it. Raises as ``Gate.enter``."""
         model = hub.model_named(f"{request.match_info['org']}/{request.match_info['name']}")
-        await self._gate.enter(request, ModelPath(model))
+        if self._gate:
+            await self._gate.enter(request, ModelPath(model))
         return model
 
-    async def _found(self, request: web.Request) -> tuple[str, Manifest]:
-        """The ref, revision or commit that a request names, and its manifest."""
+    async def _found(self, request: web.Request) -> tuple[str, hub.Listed]:
+        """The ref, revision or commit that a request names, and what it is."""
         model, ref = await self._enter(request), _ref(request)
-        return ref, await self._resolve(model, ref)
+        return ref, await self._shown(model, ref)
 
-    async def _resolve(self, model: str, ref: str) -> Manifest:
-        return (await self._tier.resolve(model, ref)).manifest
+    async def _shown(self, model: str, ref: str) -> hub.Listed:
+        found = await self._tier.resolve(model, ref)
+        return hub.Shown(model, found.commit, found.manifest.files)
 
     async def _refs(self, model: str) -> dict[str, Digest]:
         refs = dict(await self._tier.refs(model))
@@ -184,21 +209,24 @@ class _Hub:
 
     async def _send(self, request: web.Request, model: str, ref: str, path: str) -> web.StreamResponse:
         """A file: what is to be known of it, or its bytes as the tier gives them."""
-        manifest = await self._resolve(model, ref)
-        wanted = HubPath(model, manifest.revision if is_commit(ref) else ref, path)
-        commit = {hub.COMMIT: manifest.commit}
+        found = await self._tier.resolve(model, ref)
+        manifest = found.manifest
+        wanted = HubPath(model, manifest.revision if is_commit(ref) and not found.provisional else ref, path)
+        commit = {hub.COMMIT: found.commit}
         try:
             shown = representation.of_path(wanted, manifest)
         except NotFound as error:
             raise NotFound(str(error), code=error.error_code, headers=commit) from None
         if request.method == "GET":
             return await self._tier.bytes(request, wanted)
+        if found.provisional:
+            shown = replace(shown, revision=None)
         linked = {"X-Linked-Etag": f'"{shown.etag}"', "X-Linked-Size": str(shown.layout.size)}
         status, fields = fields_of(shown, Whole(), shown.layout.whole, {**commit, **linked})
         return web.Response(status=status, headers=fields)
 
     async def _answer(
-        self, request: web.Request, ref: str, manifest: Manifest, make: Callable[[], object]
+        self, request: web.Request, ref: str, manifest: hub.Listed, make: Callable[[], object]
     ) -> web.StreamResponse:
         """A document of a revision. Raises what ``make`` raises; NotFound says of which commit."""
         commit = {hub.COMMIT: manifest.commit}
@@ -223,15 +251,15 @@ def _json(request: web.Request, body: object, lifetime: str, fields: dict[str, s
     return document(request, data, "application/json", hashlib.sha256(data).hexdigest(), lifetime, fields or {})
 
 
-async def _harnesses(request: web.Request) -> web.StreamResponse:
+async def _harnesses(_: _Hub, request: web.Request) -> web.StreamResponse:
     """What programs to tell the Hub of: none. Clients ask before anything else, and keep the answer for a day."""
     return _json(request, {"standardEnvVars": [], "harnesses": {}}, REVALIDATE)
 
 
-async def _telemetry(_: web.Request) -> web.StreamResponse:
+async def _telemetry(_: _Hub, request: web.Request) -> web.StreamResponse:
     """Thanks; nothing is kept."""
     return web.Response(status=204)
 
 
-async def _no_such_repository(_: web.Request) -> web.StreamResponse:
+async def _no_such_repository(_: _Hub, request: web.Request) -> web.StreamResponse:
     raise NotFound("only models that are called 'org/name' are here", code="unknown_model")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from urllib.parse import urlencode
 
+import aiohttp
 from aiohttp import web
 
 from shared.clock import Clock
@@ -13,12 +16,22 @@ from shared.errors import Mirroring, NotFound, UpstreamError
 from shared.manifest import MAX_MANIFEST
 from shared.paths import manifest_path
 from shared.token_file import bearer
-from shared.web.access import token_text
+from shared.web.access import QUERY, token_text
 from shared.web.asking import Asking
-from shared.web.session import Sessions, fetch
+from shared.web.reads import Tier
+from shared.web.session import CONNECT, Sessions, fetch, translated
 
 MISSING = 5.0
 """Seconds after which what no origin has is asked for again."""
+RELAY = 9.0
+"""Seconds that an origin has to answer a client of the hub's, who waits for ten."""
+MAX_DOCUMENT = 32 << 20
+"""Bytes of a document that is passed on."""
+PASSED_ON = (
+    "Content-Type", "Content-Length", "ETag", "Cache-Control", "Accept-Ranges", "Retry-After", "Vary",
+    "X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size", "X-Error-Code", "X-Error-Message",
+)  # fmt: skip
+"""Fields of an origin's answer that are passed on with it: nothing of Xet is among them."""
 REMEMBERED = 10_000
 """Such answers that are remembered."""
 
@@ -42,11 +55,55 @@ class Mirrored:
         if there:
             self._forget(model)
             return True
+        self._remember_missing(key)
+        return False
+
+    def _remember_missing(self, key: tuple[str, str, str]) -> None:
         self._missing[key] = self._clock.monotonic() + MISSING
         self._missing.move_to_end(key)
         while len(self._missing) > REMEMBERED:
             self._missing.popitem(last=False)
-        return False
+
+    async def hub_absent(
+        self, request: web.Request, answer: Callable[[Tier], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse | None:
+        """As of ``shared.web.hub.HubAbsent``: documents are passed on from an origin that has them, and whoever wants
+        bytes is sent there."""
+        if request.method not in ("GET", "HEAD"):
+            return None
+        token, target = token_text(request), request.rel_url.raw_path_qs
+        key = (target, "", token)
+        if self._clock.monotonic() < self._missing.get(key, float("-inf")):
+            return None
+        for base in self._origins:
+            with suppress(UpstreamError):
+                if (found := await self._relay(request, base, target, token)) is not None:
+                    return found
+        self._remember_missing(key)
+        return None
+
+    async def _relay(self, request: web.Request, base: str, target: str, token: str) -> web.Response | None:
+        """What an origin answers; None where it has not got it either. Raises UpstreamError."""
+        url, of_file = base + target, "path" in request.match_info and "/resolve/" in request.path
+        headers = {**bearer(token), "User-Agent": request.headers.get("User-Agent", "")}
+        method = "HEAD" if of_file else request.method
+        timeout = aiohttp.ClientTimeout(total=RELAY, sock_connect=CONNECT)
+        with translated(url):
+            asking = self._sessions.of(base).request(
+                method, url, headers=headers, allow_redirects=False, timeout=timeout
+            )
+            async with asking as got:
+                fields = {name: got.headers[name] for name in PASSED_ON if name in got.headers}
+                if got.status == 404 and fields.get("X-Error-Code") != "EntryNotFound":
+                    return None
+                if of_file and request.method == "GET" and got.status == 200:
+                    where = f"{url}?{urlencode({QUERY: token})}" if token and not request.query_string else url
+                    return web.Response(status=307, headers={"Location": where, "Cache-Control": "no-store"})
+                body = await got.content.read(MAX_DOCUMENT)
+                if method == "HEAD":
+                    return web.Response(status=got.status, headers=fields)
+                fields.pop("Content-Length", None)
+                return web.Response(status=got.status, body=body, headers=fields)
 
     async def close(self) -> None:
         """End what is under way."""

@@ -61,6 +61,15 @@ class Resolved:
     fields: Mapping[str, str] = field(default_factory=dict)
     stale: bool = False
     """Whether the ref could not be revalidated: every upstream is away."""
+    known_as: str = ""
+    """The commit of the hub that it was taken from, where it was asked for by that or its ref has one."""
+    provisional: bool = False
+    """Whether it is passed on from a hub, and no revision yet: files have a size and a digest, and no shards."""
+
+    @property
+    def commit(self) -> str:
+        """What other people's clients are to know it as."""
+        return self.known_as or self.manifest.commit
 
 
 @dataclass(frozen=True)
@@ -189,6 +198,8 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
         case ManifestPath():
             found = await tier.resolve(path.model, path.ref)
             revision = found.manifest.revision
+            if is_commit(path.ref) and path.ref != found.manifest.commit:  # its name is how it is checked
+                raise NotFound("a commit of another hub", code="unknown_revision")
             lifetime = IMMUTABLE if is_revision(path.ref) or is_commit(path.ref) else REVALIDATE
             fields = {**found.fields, "Nearshard-Revision": revision}
             etag = revision.removeprefix("sha256:")
