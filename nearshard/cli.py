@@ -32,6 +32,7 @@ from nearshard.client import Progress as OnProgress
 from nearshard.enroll import change_file, enrolled_of, read_identity
 from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
+from nearshard.mirrored import say_waiting
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
@@ -137,7 +138,9 @@ def _client(
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
     kept = Kept(cache_file(routers, region))
-    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca)
+    return SyncClient(
+        routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca, waiting=say_waiting
+    )
 
 
 def _token(file: Path | None) -> str:

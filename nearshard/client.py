@@ -490,8 +490,10 @@ class SyncClient:
         trust_root: Path | None = None,
         token: str = "",
         ca: Path | None = None,
+        waiting: Waiting = lambda _: None,
     ) -> None:
         """See ``Client``."""
+        self._waiting = waiting
         self._router, self._region, self._concurrency = router, region, concurrency
         self._kept, self._trust_root, self._token, self._ca = kept or Kept(), trust_root, token, ca
 
@@ -504,6 +506,7 @@ class SyncClient:
             token=self._token,
             trust_root=self._trust_root,
             ca=self._ca,
+            waiting=self._waiting,
         )
 
     def get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from nearshard.guide import Guide
@@ -13,6 +14,13 @@ from shared.web.session import Fetched
 
 Waiting = Callable[[Mirroring], None]
 """Told each time how far it is."""
+
+
+def say_waiting(error: Mirroring) -> None:
+    """Tell a terminal how far it is; nothing where nobody looks."""
+    if sys.stderr.isatty():
+        share = 100 * error.done // error.total if error.total else 0
+        sys.stderr.write(f"\rthe network is fetching this from another hub: {share} % of {error.total / 1e6:.0f} MB ")
 
 
 async def await_mirror(guide: Guide, model: str, ref: str, clock: Clock, waiting: Waiting) -> bool:

@@ -84,7 +84,7 @@ def parse_revision(data: bytes) -> HubRevision:
             raise UpstreamError("the hub names a model or commit that is none")
         files = tuple(_file(entry) for entry in document["siblings"])
         check_paths([file.path for file in files])
-    except (DecodeError, ManifestInvalid, KeyError, TypeError) as error:
+    except (DecodeError, ManifestInvalid, KeyError, TypeError, AttributeError) as error:
         raise UpstreamError(f"the hub's answer cannot be used: {error}") from error
     return HubRevision(name, commit, files, bool(document.get("private")) or bool(document.get("gated")))
 

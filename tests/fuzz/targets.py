@@ -9,6 +9,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
+from origin.hub_listing import bytes_path, info_path, parse_revision
 from origin.tensorfile import PREFIX, header_length, parse_header
 from router.exchange import from_record, to_record
 from router.location import Regions
@@ -47,6 +48,11 @@ HEARTBEAT_OF = {**NODE, "boot": "ab" * 8, "sequence": 7, "nonce": "cd" * 16, "in
 VIEW = {
     "epoch": 4, "region": "north", "regions": ["north"], "left_off": 0, "origins": ["https://origin.example.org:8710"],
     "nodes": [{**NODE, "draining": False, "ejected": False}],
+}  # fmt: skip
+LISTING = {
+    "id": "Acme/MiniLM", "sha": "ab" * 20, "private": False, "gated": "auto",
+    "siblings": [{"rfilename": "a/model.safetensors", "size": 9, "lfs": {"sha256": ETAG, "size": 9, "pointerSize": 1}},
+                 {"rfilename": "config.json", "size": 3, "blobId": "ab" * 20}],
 }  # fmt: skip
 TASK_IDS = ["acme/minilm", "acme/minilm:embed-3l@v2", f"demo/a.b_c:all@{A}"]
 PATHS = [f"/shards/{TASK_IDS[1]}", f"/blobs/{A}", "/models", f"/models/acme/minilm/files/{A}/a/b%20c.json?x=1",
@@ -108,6 +114,14 @@ def _msgpack(data: bytes) -> None:
     codec.encode(codec.decode(data, len(data)))
 
 
+def _hub_listing(data: bytes) -> None:
+    found = parse_revision(data)
+    assert info_path(found.name, found.commit).startswith("/api/models/")
+    for file in found.files:
+        assert manifest.check_path(file.path) == file.path and file.size >= 0
+        assert ".." not in bytes_path(found, file.path).split("/")
+
+
 def _json(data: bytes) -> None:
     assert codec.decode_json(codec.encode_json(value := codec.decode_json(data)), 8 * len(data) + 64) == value
 
@@ -167,6 +181,7 @@ TARGETS = [
     Target("plan", _plan, [codec.encode(PLAN)]),
     Target("view", _view, [codec.encode_json(VIEW)]),
     Target("msgpack", _msgpack, [codec.encode({"a": [1, 2.5, None, b"x", "y"], "long": list(range(2000))})]),
+    Target("hub's listing", _hub_listing, [codec.encode_json(LISTING)]),
     Target("json", _json, [codec.encode_json({"a": [1, 2.5, None, "y"], "b": {"c": True}})]),
     Target("heartbeat", _told, [TOLD]),
     Target("leave", partial(parse_leave, "n-1"), [codec.encode_json({"id": "n-1", "boot": "ab", "sequence": 1})]),

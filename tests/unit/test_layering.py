@@ -45,6 +45,7 @@ PURE = [
     "shared.nonces",
     "shared.publishing",
     "origin.signing",
+    "origin.hub_listing",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
