@@ -216,7 +216,7 @@ class Mirror:
         return ref not in refs and all(self._is_ours(ref) for ref in refs.values())
 
     def _is_ours(self, ref: Ref) -> bool:
-        return ref.source is not None and ref.source.hub == self._hub.url
+        return ref.source is not None and ref.source.followed and ref.source.hub == self._hub.url
 
     def _raise_known(self, key: tuple[str, str]) -> None:
         """Raises what failed a moment ago."""
@@ -288,7 +288,7 @@ class Mirror:
     async def _take(self, fetch: Fetch) -> None:
         """Fetch and publish, or only sign where another ref means the same commit."""
         model, ref, private = fetch.model, fetch.ref, fetch.private
-        source = Source(self._hub.url, fetch.found.name, fetch.found.commit)
+        source = Source(self._hub.url, fetch.found.name, fetch.found.commit, followed=True)
         keys = self._keys()
         ring = Keyring({key_id(key): key for key in keys})
         sink = LocalSink(self._trust, ring, self._now)

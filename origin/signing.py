@@ -60,11 +60,13 @@ MAX_METADATA = 5 << 20
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a revision was taken from, by the word of whoever signed it: the hub's base URL, its name there, and what
-    that hub calls this state of it (empty where it says nothing)."""
+    that hub calls this state of it. ``followed``: whether an origin follows the ref there by itself; else somebody took
+    it from there once."""
 
     hub: str
     model: str
-    commit: str = ""
+    commit: str
+    followed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +164,9 @@ def _source_of(field: object) -> Source | None:
     """What a target says of where it is from. Raises KeyError, TypeError."""
     if field is None:
         return None
-    if not isinstance(field, dict) or not all(isinstance(text, str) for text in field.values()):
+    if not isinstance(field, dict) or not all(isinstance(field[name], str) for name in ("hub", "model", "commit")):
         raise TypeError("not a source")
-    return Source(field["hub"], field["model"], field["commit"])
+    return Source(field["hub"], field["model"], field["commit"], field.get("followed") is True)
 
 
 # Keys

@@ -19,7 +19,7 @@ from shared.token_file import bearer
 from shared.web.access import QUERY, token_text
 from shared.web.asking import Asking
 from shared.web.reads import Tier
-from shared.web.session import CONNECT, Sessions, fetch, translated
+from shared.web.session import CONNECT, Sessions, fetch, read_whole, translated
 
 MISSING = 5.0
 """Seconds after which what no origin has is asked for again."""
@@ -69,8 +69,8 @@ class Mirrored:
     ) -> web.StreamResponse | None:
         """As of ``shared.web.hub.HubAbsent``: documents are passed on from an origin that has them, and whoever wants
         bytes is sent there."""
-        if request.method not in ("GET", "HEAD"):
-            return None
+        if request.method not in ("GET", "HEAD") or request.path.startswith("/api/v1/"):
+            return None  # ModelScope's clients do not try again: they wait until all is here
         token, target = token_text(request), request.rel_url.raw_path_qs
         key = (target, "", token)
         if self._clock.monotonic() < self._missing.get(key, float("-inf")):
@@ -99,9 +99,9 @@ class Mirrored:
                 if of_file and request.method == "GET" and got.status == 200:
                     where = f"{url}?{urlencode({QUERY: token})}" if token and not request.query_string else url
                     return web.Response(status=307, headers={"Location": where, "Cache-Control": "no-store"})
-                body = await got.content.read(MAX_DOCUMENT)
-                if method == "HEAD":
+                if request.method == "HEAD":
                     return web.Response(status=got.status, headers=fields)
+                body = await read_whole(got, url, MAX_DOCUMENT) if method == "GET" else b""
                 fields.pop("Content-Length", None)
                 return web.Response(status=got.status, body=body, headers=fields)
 

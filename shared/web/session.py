@@ -185,14 +185,21 @@ async def fetch(
                 raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status != 200:
                 raise await _answered(url, answer)
-            body = bytearray()
-            async for chunk in answer.content.iter_any():
-                body += chunk
-                if len(body) > limit:
-                    raise too_long(f"{url} answered more than {limit} bytes")
-            if answer.content_length not in (None, len(body)):
-                raise UpstreamError(f"{url} ended early")
-            return Fetched(200, bytes(body), answer.headers)
+            return Fetched(200, await read_whole(answer, url, limit, too_long), answer.headers)
+
+
+async def read_whole(
+    answer: aiohttp.ClientResponse, url: str, limit: int, too_long: Callable[[str], UpstreamError] = UpstreamError
+) -> bytes:
+    """A body of at most ``limit`` bytes. Raises as ``fetch``; call it within ``translated``."""
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise too_long(f"{url} answered more than {limit} bytes")
+    if answer.content_length not in (None, len(body)):
+        raise UpstreamError(f"{url} ended early")
+    return bytes(body)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def test_a_model_of_a_hub(elsewhere: Service, here: Lab, tmp_path: Path) -> None
     same_files(here, "acme/copy", tmp_path / "model")
     refs = get_json(f"{here.origin().url}/models/acme/copy")["refs"]
     sha = get_json(f"{elsewhere.url}/api/models/{NAME}")["sha"]
-    assert refs["main"]["source"] == {"hub": elsewhere.url, "model": NAME, "commit": sha}
+    assert refs["main"]["source"] == {"hub": elsewhere.url, "model": NAME, "commit": sha, "followed": False}
     assert not [path for path in (here.folder / "import").iterdir() if path.is_dir()], "nothing is kept twice"
     again = imported(here, f"{elsewhere.url}/{NAME}/tree/main", "acme/copy", **hub(elsewhere, tmp_path))
     assert not again["changed"], "a page of the hub names the same"

@@ -80,7 +80,7 @@ async def test_a_model_that_is_not_here_is_fetched_once_for_all_who_ask(lab: Lab
         assert len(files) == len(set(files)), "no byte is asked for twice"
         assert {name for name, _ in files} == {"tokenizer.json", "config.json", "model.safetensors"}
         listing = await blocking(get_json, f"{origin.url}/models/{NAME}")
-        assert listing["refs"]["main"]["source"] == {"hub": hub.url, "model": NAME, "commit": ONE}
+        assert listing["refs"]["main"]["source"] == {"hub": hub.url, "model": NAME, "commit": ONE, "followed": True}
         assert not list((lab.folder / "mirror").iterdir()), "what was on its way is not kept twice"
         for service in (router, edge):
             async with Client(service.url) as client:

@@ -140,7 +140,7 @@ async def test_a_second_network_is_the_hub(lab: Lab, tmp_path: Path) -> None:
         manifest = f"{origin.url}/models/{NAME}/manifests/main"
         await blocking(wait_until, lambda: "stale" in get(manifest)[2].get("Cache-Status", ""), "marked stale")
         info = await blocking(get_json, f"{origin.url}/models/{NAME}")
-        assert info["refs"]["main"]["source"] == {"hub": hub.url, "model": NAME, "commit": sha}
+        assert info["refs"]["main"]["source"] == {"hub": hub.url, "model": NAME, "commit": sha, "followed": True}
         assert json.dumps(info).count("xet") == 0
     finally:
         await blocking(other.close)
