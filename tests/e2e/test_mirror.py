@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,29 @@ async def test_names_that_lead_out_of_the_folder_are_refused(lab: Lab, tmp_path:
         origin = await blocking(mirror, lab, hub)
         assert (await blocking(get, f"{origin.url}/models/{NAME}"))[0] == 502
         assert not asked_files(hub)
+
+
+async def test_killed_at_any_point_a_model_is_wholly_there_or_not_at_all(lab: Lab, tmp_path: Path) -> None:
+    make_model(tmp_path / "model", width=1024)
+    data = (tmp_path / "model" / "model.safetensors").read_bytes()
+    points = ("../mirror/*~*/model.safetensors", "blobs/*/*", "gc/notes/*", f"models/{NAME}/manifests/*")
+    async with source(Script()) as hub:
+        put_model(hub, tmp_path / "model", NAME, ONE)
+        origin = await blocking(mirror, lab, hub)
+        url = f"{origin.url}/models/{NAME}/files/main/model.safetensors"
+        for point in points:
+
+            def reached(point: str = point) -> bool:
+                return next(lab.store.glob(point), None) is not None
+
+            asking = asyncio.create_task(blocking(get, url))
+            await blocking(wait_until, reached, point)
+            await blocking(origin.kill)
+            with suppress(OSError):
+                await asking
+            await blocking(origin.start)
+            names = (await blocking(get_json, f"{origin.url}/models"))["models"]
+            assert names in ([], [NAME])
+            if names:
+                assert (await blocking(get, url))[1] == data
+        assert await until_there(url) == data
