@@ -246,22 +246,20 @@ def test_an_edge_that_dies_in_the_middle(sites: TwoSites, hub: MakeHub, version:
     the end of the download, and goes on with what it has when it is run again."""
     client = hub(version, sites.router.url)
     words = client.words("hf", "download", MODEL, "model.safetensors", "--local-dir", str(tmp_path / "here"))
-    with subprocess.Popen(
-        words, env=client.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as running:
+    with subprocess.Popen(words, env=client.environment(), text=True, stderr=subprocess.PIPE) as running:
         try:
             wait_until(lambda: sum(sites.near.status()["sent_bytes"].values()) > 12 << 20, "a third of it sent", 60)
             assert running.poll() is None
             sites.near.kill()
-            running.communicate(timeout=90)
+            _, said = running.communicate(timeout=90)
         finally:
             running.kill()
     if version == OLDER:
-        assert running.returncode != 0
+        assert running.returncode != 0, said
         again = subprocess.run(words, env=client.environment(), capture_output=True, timeout=90, check=False)
         assert again.returncode == 0, again.stderr
     else:
-        assert running.returncode == 0
+        assert running.returncode == 0, said
     assert (tmp_path / "here" / "model.safetensors").read_bytes() == sites.data
 
 

@@ -42,7 +42,7 @@ result = {
     "earlier": read(model_file_download(model, "README.md", revision=earlier)),
     "odd": read(model_file_download(model, odd)),
     "some": snapshot_download(model, allow_patterns=["*.md"]),
-    "files": [item["Path"] for item in HubApi().get_model_files(model, recursive=True)],
+    "files": [item["Path"] for item in HubApi().get_model_files(model)],
     "inside": [item["Path"] for item in HubApi().get_model_files(model, root="onnx")],
     "branches": sorted(HubApi().get_model_branches_and_tags(model)[0]),
 }
@@ -51,8 +51,8 @@ result = {
     told = client.run(program, model=MODEL, earlier=net.earlier, odd=odd)
     assert (told["main"], told["named"], told["earlier"], told["odd"]) == ("now", "now", "before", "[1, 2, 3]")
     assert (Path(told["some"]) / "README.md").read_text() == "now"
-    assert sorted(told["files"]) == sorted(net.files())
-    assert told["inside"] == [odd]
+    assert sorted(told["files"]) == sorted([*net.files(), "onnx"])
+    assert told["inside"] == ["onnx", odd]
     assert told["branches"] == ["main", "master"]
 
 
