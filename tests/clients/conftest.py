@@ -112,7 +112,7 @@ def net(shared_lab: Lab, redis_url: str, request: pytest.FixtureRequest) -> Iter
     lab.publish(model, SECRET, "--private")
     origin = lab.origin()
     prefix = f"{request.module.__name__}:"
-    router = lab.router(origin, redis=redis_url, redis_prefix=prefix, default_region="north", probe="0.5")
+    router = lab.router(origin, redis=redis_url, redis_prefix=prefix, default_region="north")
     edges = [lab.edge(origin, router=router, node=f"north-{n}", region="north") for n in (1, 2)]
     wait_nodes(router, 2)
     yield Network(lab, origin, router, edges, model, earlier[7:47], revision[7:47])

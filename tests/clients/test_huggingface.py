@@ -234,7 +234,7 @@ def sites(lab: Lab, tmp_path: Path, redis_url: str) -> TwoSites:
     lab.publish(tmp_path / "model", MODEL)
     origin = lab.origin()
     prefix = f"{tmp_path.name}:"
-    router = lab.router(origin, redis=redis_url, redis_prefix=prefix, default_region="north", probe="0.5")
+    router = lab.router(origin, redis=redis_url, redis_prefix=prefix, default_region="north")
     near, _ = (lab.edge(origin, router=router, node=region, region=region, link_rate="6MB") for region in SITES)
     wait_nodes(router, 2)
     return TwoSites(router, near, (tmp_path / "model" / "model.safetensors").read_bytes())
