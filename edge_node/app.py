@@ -36,7 +36,9 @@ from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH
 from shared.web.access import Gate
 from shared.web.announce import add_announce_route
+from shared.web.hub import add_hub_routes
 from shared.web.middleware import make_app
+from shared.web.mirrored import Mirrored
 from shared.web.reads import add_routes
 from shared.web.server import CONNECTION, DRAIN, listen
 from shared.web.session import Sessions
@@ -87,6 +89,7 @@ def build_app(
         lifetime=settings.ref_lifetime,
         directory=settings.data / "catalog",
     )
+    mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     delivery = Delivery(
         cache,
         catalog,
@@ -158,6 +161,7 @@ def build_app(
         await admin.cleanup()
         await scrubber.close()
         await operations.close()
+        await mirrored.close()
         await catalog.close()
         await trusted.close()
         await cache.close()
@@ -169,6 +173,8 @@ def build_app(
     app.on_response_prepare.append(tell_epoch)
     app[CLAIMED] = lambda request: request.headers.get(HOP)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
-    add_routes(app, delivery, Gate(trusted, clock), metrics)
+    gate = Gate(trusted, clock)
+    add_routes(app, delivery, gate, metrics, absent=mirrored.absent)
+    add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
     add_announce_route(app, catalog.forget)
     return app

@@ -36,6 +36,10 @@ class Reader(Protocol):
         """Bytes of the whole shard; raises as ``read``."""
         ...
 
+    async def verified(self) -> None:
+        """Until all of it is there and its digest was right; raises as ``read``."""
+        ...
+
     def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
         """These bytes in order; raises UpstreamError, IntegrityError or NotFound where they cannot be had."""
         ...
@@ -58,6 +62,9 @@ class MemoryReader:
         """As held."""
         return len(self.view)
 
+    async def verified(self) -> None:
+        """Before it was kept."""
+
     async def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
         """Views, without a copy."""
         yield self.view[offset : offset + length]
@@ -79,6 +86,9 @@ class DiskReader:
     async def size(self) -> int:
         """As committed."""
         return os.fstat(self.file.fileno()).st_size
+
+    async def verified(self) -> None:
+        """Before it was kept."""
 
     async def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
         """A region, for sendfile."""
@@ -109,6 +119,10 @@ class FillReader:
     async def size(self) -> int:
         """As the first source that answers says."""
         return await self.fill.wait_size()
+
+    async def verified(self) -> None:
+        """When the fill has it all."""
+        await self.fill.wait_verified()
 
     def read(self, offset: int, length: int) -> AsyncIterator[Piece]:
         """Follow the fill."""

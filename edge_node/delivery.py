@@ -11,9 +11,10 @@ Nothing here waits for a whole shard, and nothing is held but the window.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -32,7 +33,7 @@ from shared.ids import is_revision
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.web.access import private_model, token_text
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
@@ -41,6 +42,10 @@ from shared.web.trusted import Trusted
 AHEAD, AHEAD_BYTES = 64, 128 << 20
 """Slices, and bytes of them, that are open at once: their fills run while earlier ones are sent. A link where packets
 get lost gives each connection little, so it takes many; what is filled in memory takes a quarter of it at most."""
+
+PATIENCE = 5.0
+"""Seconds that an answer's head waits for its first shard to be verified. Clients of the Hugging Face Hub take 10 s
+without a head for a failure; after it, they ask again for what is missing."""
 
 
 class Wanted(NamedTuple):
@@ -115,7 +120,8 @@ class Delivery:
             self.short_path.learn(request.raw_path, path.model, shown, vary)
         sizes = found.manifest.shards
         wanted = (Wanted(shard_key(s.digest, private), sizes[s.digest], s.offset, s.length) for s in slices)
-        async with aclosing(self._pieces(wanted, from_above=above)) as pieces:
+        verified = isinstance(path, HubPath)
+        async with aclosing(self._pieces(wanted, from_above=above, verified=verified)) as pieces:
             return await send(request, shown, decision, span, pieces, fields)
 
     def _favour(self, manifest: Manifest, private: str) -> None:
@@ -143,9 +149,10 @@ class Delivery:
         finally:
             reader.close()
 
-    async def _pieces(self, slices: Iterator[Wanted], *, from_above: bool) -> AsyncGenerator[Piece]:
+    async def _pieces(self, slices: Iterator[Wanted], *, from_above: bool, verified: bool) -> AsyncGenerator[Piece]:
         """The bytes of ``slices`` in order. Up to AHEAD that are not held are opened early, so that their fills run;
-        what is held is opened when it is its turn, so that a reader costs one descriptor."""
+        what is held is opened when it is its turn, so that a reader costs one descriptor. ``verified``: no byte of a
+        shard before its digest was right; where that takes long, an empty piece says that the head may go."""
         window: deque[tuple[Wanted, Reader | None]] = deque()
         ahead = 0.0  # of the window
         try:
@@ -159,6 +166,9 @@ class Delivery:
                 piece, early = window.popleft()
                 reader = early or self._open(piece, from_above=from_above)
                 try:
+                    if verified and not await _soon(reader):
+                        yield memoryview(b"")
+                        await reader.verified()
                     async for part in self._counted(reader, piece.offset, piece.length):
                         yield part
                 finally:
@@ -200,6 +210,10 @@ class Delivery:
         """A manifest, from the catalog."""
         return await self._catalog.resolve(model, ref)
 
+    async def refs(self, model: str) -> Mapping[str, Digest]:
+        """As the signed metadata has them."""
+        return {name: target.revision for name, target in (await self._trusted.refs(model)).items()}
+
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing, from the catalog."""
         return await self._catalog.listing(path)
@@ -239,6 +253,15 @@ class Delivery:
     def not_ready(self) -> str:
         """Ready once it listens: the disk cache was taken up before that."""
         return ""
+
+
+async def _soon(reader: Reader) -> bool:
+    """Whether all of a shard is there and right within PATIENCE. Raises as ``Reader.read``."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            await reader.verified()
+            return True
+    return False
 
 
 async def _nothing() -> AsyncGenerator[Piece]:

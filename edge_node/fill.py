@@ -104,6 +104,14 @@ class Fill:
             await self._changed.wait()
         return self.size
 
+    async def wait_verified(self) -> None:
+        """Until all bytes are there, and right. Raises what it ended with."""
+        self._wanted.set()
+        while not self.verified:
+            if self.error:
+                raise self.error
+            await self._changed.wait()
+
     async def wait_end(self) -> None:
         """Until it is over. Raises what it ended with."""
         self._wanted.set()

@@ -34,6 +34,7 @@ from nearshard.doctor.command import run as run_doctor
 from nearshard.enroll import change_file, enrolled_of, read_identity
 from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
+from nearshard.mirrored import say_waiting
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
@@ -45,6 +46,7 @@ from shared.token_file import read_token
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
+    "import": ("origin.import_command", "Publish a model from another hub, network or directory."),
     "publish": ("origin.publish_command", "Publish a model directory."),
     "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
     "gc": ("origin.gc_command", "Remove what no revision that is kept refers to."),
@@ -139,7 +141,9 @@ def _client(
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
     kept = Kept(cache_file(routers, region))
-    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca)
+    return SyncClient(
+        routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca, waiting=say_waiting
+    )
 
 
 def _token(file: Path | None) -> str:

@@ -31,6 +31,7 @@ import aiohttp
 from nearshard.assembly import Assembly
 from nearshard.guide import Guide, parse_routers
 from nearshard.kept import Kept
+from nearshard.mirrored import Waiting, await_mirror
 from nearshard.networks import find_root, state_file
 from shared import codec, plan
 from shared import manifest as manifests
@@ -117,13 +118,16 @@ class Client:
         trust_root: Path | None = None,
         token: str = "",
         ca: Path | None = None,
+        waiting: Waiting = lambda _: None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
         network; by default the one that ``nearshard up`` or ``nearshard trust accept`` has noted for its routers.
         ``token``: for private models; told to nobody but the routers, nodes and origins of this network. ``ca``: file
-        of the deployment's CA, that servers are checked by, beside the system's.
+        of the deployment's CA, that servers are checked by, beside the system's. ``waiting``: told how far it is while
+        an origin gets a model from the hub that it mirrors.
         Raises RequestError, BadId, ConfigError."""
+        self._waiting = waiting
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
@@ -241,7 +245,16 @@ class Client:
         if self._trusted is None:
             self._trusted = await asyncio.to_thread(self._make_trusted)
         try:
-            return await self._trusted.target(model, ref)
+            return await self._meant(self._trusted, model, ref)
+        except NotFound:
+            if not await await_mirror(self._guide, model, ref, SystemClock(), self._waiting):
+                raise
+        return await self._meant(self._trusted, model, ref)
+
+    async def _meant(self, trusted: Trusted, model: str, ref: str) -> Target:
+        """What the signed metadata says now. Raises NotFound also where what says more is not for this client."""
+        try:
+            return await trusted.target(model, ref)
         except NotLetIn as error:
             if error.refusal.error_code in ("token_missing", "forbidden"):  # of the role that private models are in
                 raise NotFound(f"there is no public model {model}", code="unknown_model") from error
@@ -477,8 +490,10 @@ class SyncClient:
         trust_root: Path | None = None,
         token: str = "",
         ca: Path | None = None,
+        waiting: Waiting = lambda _: None,
     ) -> None:
         """See ``Client``."""
+        self._waiting = waiting
         self._router, self._region, self._concurrency = router, region, concurrency
         self._kept, self._trust_root, self._token, self._ca = kept or Kept(), trust_root, token, ca
 
@@ -491,6 +506,7 @@ class SyncClient:
             token=self._token,
             trust_root=self._trust_root,
             ca=self._ca,
+            waiting=self._waiting,
         )
 
     def get(

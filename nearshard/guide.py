@@ -22,7 +22,7 @@ from nearshard.kept import Kept, Stored
 from nearshard.owners import Owners, in_order
 from shared.clock import Clock
 from shared.digest import Digest
-from shared.errors import NearshardError, NotFound, RequestError, UpstreamError
+from shared.errors import Mirroring, NearshardError, NotFound, RequestError, UpstreamError
 from shared.paths import blob_path
 from shared.tasks import end
 from shared.token_file import bearer
@@ -218,7 +218,7 @@ class Guide:
 
         Routers are asked first, then nodes by ``key``; for what is ``immutable`` nodes first. ``take`` is given the
         source's URL, and raises UpstreamError where the next one is to be asked. Raises NotFound, RequestError for a
-        token that is refused, or the last UpstreamError.
+        token that is refused, Mirroring, or the last UpstreamError.
         """
         failure: NearshardError = UpstreamError(code="no_nodes")
         for base in self.bases(key, immutable=immutable):
@@ -227,6 +227,8 @@ class Guide:
                 fields = {**self.headers, **self.credentials(base), **(headers or {})}
                 answer = await fetch(self._session, url, limit=limit, headers=fields, missing=missing)
                 taken = await take(url, answer)
+            except Mirroring:
+                raise  # there is nothing wrong with who says so, and nobody else has it
             except NotFound as error:
                 if self._owners is None or self._owners.node_at(base) is None:
                     raise

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -12,6 +15,9 @@ from structlog.typing import FilteringBoundLogger
 
 from origin.audit import Audit
 from origin.config import OriginSettings
+from origin.hub_client import Hub
+from origin.mirror import Mirror
+from origin.passing import PassingOn
 from origin.renewal import Renewal
 from origin.storage import Storage
 from origin.trust_store import TrustStore
@@ -20,15 +26,16 @@ from origin.visibility import StoreVisibility
 from shared import codec, plan, representation
 from shared.clock import Clock
 from shared.digest import Digest
-from shared.errors import ConfigError
-from shared.ids import DEFAULT_REF
-from shared.keys import NodeKey, load_key
+from shared.errors import ConfigError, NotFound
+from shared.ids import DEFAULT_REF, commit_of, is_commit, is_revision
+from shared.keys import NodeKey, check_private, load_key
 from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.web.access import Gate, private_model
 from shared.web.announce import Announcer
+from shared.web.hub import add_hub_routes
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.send import Piece, decide, send
@@ -42,15 +49,18 @@ MANIFESTS = 64
 class OriginTier:
     """The read surface over a Storage."""
 
-    def __init__(self, trust: TrustStore, visibility: StoreVisibility, url: str, metrics: Metrics) -> None:
+    def __init__(
+        self, trust: TrustStore, visibility: StoreVisibility, url: str, metrics: Metrics, mirror: Mirror | None = None
+    ) -> None:
+        self._mirror = mirror
         self._trust, self._storage, self._visibility = trust, trust.storage, visibility
         self._url = url
         self._metrics = metrics
         self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
 
     async def resolve(self, model: str, ref: str) -> Resolved:
-        """The manifest of a ref or revision. Raises NotFound."""
-        revision = await self._trust.resolve(model, ref)
+        """The manifest of a ref, revision or commit. Raises NotFound."""
+        revision = await (self._of_commit(model, ref) if is_commit(ref) else self._trust.resolve(model, ref))
         manifest = self._manifests.get(revision)
         if manifest is None or manifest.model != model:
             manifest = await self._storage.manifest(model, revision)
@@ -58,7 +68,37 @@ class OriginTier:
         self._manifests.move_to_end(revision)
         while len(self._manifests) > MANIFESTS:
             self._manifests.popitem(last=False)
-        return Resolved(manifest)
+        return Resolved(manifest, self._fields(model, ref), known_as=await self._known_as(model, ref))
+
+    async def _known_as(self, model: str, ref: str) -> str:
+        """The commit of another hub that a ref was taken from."""
+        if is_commit(ref) or is_revision(ref):
+            return ref if is_commit(ref) else ""
+        source = (await self._trust.ref(model, ref)).source
+        return source.commit if source and is_commit(source.commit) else ""
+
+    def _fields(self, model: str, ref: str) -> Mapping[str, str]:
+        """What is to be said of a ref that was mirrored."""
+        return self._mirror.fields(model, ref) if self._mirror else {}
+
+    async def _of_commit(self, model: str, commit: str) -> Digest:
+        """The revision that a commit of another hub was published as, or the stored one that it is the beginning of;
+        those that refs mean first. Raises NotFound."""
+        with suppress(NotFound):
+            for ref in (await self._trust.refs(model)).values():
+                if ref.source and ref.source.commit == commit:
+                    return ref.revision
+        for revisions in (list((await self.refs(model)).values()), await self._storage.revisions(model)):
+            for revision in revisions:
+                if commit_of(revision) == commit:
+                    return revision
+        raise NotFound(f"{model} has no such commit", code="unknown_revision")
+
+    async def refs(self, model: str) -> Mapping[str, Digest]:
+        """As the metadata that is in force has them."""
+        with suppress(NotFound):
+            return {name: ref.revision for name, ref in (await self._trust.refs(model)).items()}
+        return {}
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """Names, or one model's refs, revisions, tasks and files (of ``main``, or of its first ref)."""
@@ -72,7 +112,12 @@ class OriginTier:
                 {
                     "model": path.model,
                     "refs": {
-                        name: {"revision": ref.revision, "published": ref.published} for name, ref in refs.items()
+                        name: {
+                            "revision": ref.revision,
+                            "published": ref.published,
+                            **({"source": asdict(ref.source)} if ref.source else {}),
+                        }
+                        for name, ref in refs.items()
                     },
                     "revisions": await self._storage.revisions(path.model),
                     "ref": shown,
@@ -111,13 +156,16 @@ class OriginTier:
         else:
             shown = representation.of_path(path, (await self.resolve(path.model, path.ref)).manifest)
         decision, span = decide(request, shown)
-        fields = {} if isinstance(path, BlobPath) else {"Vary": "Accept"}
-        return await send(
-            request, shown, decision, span, self._pieces(shown.layout.cut(span), private_model(request)), fields
-        )
+        fields = {} if isinstance(path, BlobPath) else {"Vary": "Accept", **self._fields(path.model, path.ref)}
+        pieces = self._pieces(shown.layout.cut(span), private_model(request), verified=isinstance(path, HubPath))
+        return await send(request, shown, decision, span, pieces, fields)
 
-    async def _pieces(self, slices: Iterable[Slice], private: str) -> AsyncIterator[Piece]:
+    async def _pieces(self, slices: Iterable[Slice], private: str, *, verified: bool) -> AsyncIterator[Piece]:
+        right: set[Digest] = set()
         for piece in slices:
+            if verified and piece.digest not in right:
+                await self._storage.verify_blob(piece.digest, private)
+                right.add(piece.digest)
             async for part in self._storage.stream_blob(piece.digest, piece.offset, piece.length, private):
                 yield part
                 self._metrics.sent.labels("origin").inc(len(part))
@@ -129,6 +177,7 @@ class OriginTier:
             "url": self._url,
             "store": repr(self._storage),
             "models": await self._public_models(),
+            **({"mirror": self._mirror.status()} if self._mirror else {}),
         }
 
     async def _public_models(self) -> list[str]:
@@ -148,7 +197,9 @@ def build_app(
     """The origin, ready to be served at ``url``. Raises ConfigError: also for an online key that others may read."""
     metrics = Metrics()
     trust = TrustStore(Storage(settings.store))
-    sessions = Sessions(certificates=certificates)
+    upstream = settings.mirror.upstream
+    proxies = {upstream: settings.mirror.proxy} if upstream and settings.mirror.proxy else {}
+    sessions = Sessions(proxies, certificates=certificates)
 
     def online() -> list[NodeKey]:
         try:
@@ -166,9 +217,15 @@ def build_app(
     announcer = Announcer(sessions, log)
     renewal = Renewal(trust, online, clock, log)
 
+    mirror = _mirror_of(settings, sessions, trust, online, audit, announcer, clock, metrics, log)
+
     async def live(_: web.Application) -> AsyncIterator[None]:
         renewal.start()
+        if mirror:
+            mirror.start()
         yield
+        if mirror:
+            await mirror.close()
         await renewal.close()
         await announcer.close()
         await sessions.close()
@@ -176,6 +233,52 @@ def build_app(
     app = make_app("nearshard-origin", clock, metrics, log)
     app.cleanup_ctx.append(live)
     visibility = StoreVisibility(trust)
-    add_routes(app, OriginTier(trust, visibility, url, metrics), Gate(visibility, clock), metrics)
+    gate = Gate(visibility, clock)
+
+    async def absent(request: web.Request, model: str, ref: str) -> bool:
+        assert mirror is not None
+        return await mirror.absent(model, ref, partial(gate.sees, request, model))
+
+    tier = OriginTier(trust, visibility, url, metrics, mirror)
+    add_routes(app, tier, gate, metrics, absent=absent if mirror else None)
+    add_hub_routes(app, tier, gate, absent=PassingOn(mirror, gate).absent if mirror else None)
     Uploads(trust, online, audit, lambda model: announcer.tell(settings.router, model), clock, log).add_routes(app)
     return app
+
+
+def _mirror_of(
+    settings: OriginSettings,
+    sessions: Sessions,
+    trust: TrustStore,
+    online: Callable[[], list[NodeKey]],
+    audit: Audit,
+    announcer: Announcer,
+    clock: Clock,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> Mirror | None:
+    """The mirror of another hub, where one is set. Raises ConfigError for a key that cannot be used."""
+    wanted = settings.mirror
+    if wanted.upstream is None:
+        return None
+    assert wanted.key is not None
+    file = wanted.key
+    try:
+        key = load_key(file)
+    except FileNotFoundError:
+        raise ConfigError(f"origin.mirror.key: {file}: there is no such file") from None
+    if wanted.token_file:
+        check_private(wanted.token_file)
+    hub = Hub(sessions.of(wanted.upstream), wanted.upstream, wanted.token_file)
+    return Mirror(
+        wanted,
+        settings.mirror_folder,
+        hub,
+        trust,
+        lambda: [key, *online()],
+        audit,
+        lambda model: announcer.tell(settings.router, model),
+        clock,
+        metrics,
+        log,
+    )

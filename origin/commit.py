@@ -9,7 +9,7 @@ from typing import Protocol
 from origin import signing
 from origin.keeping import claim
 from origin.keyring import Keyring
-from origin.signing import Ref, State
+from origin.signing import Ref, Source, State
 from origin.storage import Storage
 from origin.trust_store import ATTEMPTS, TrustStore
 from shared.digest import Digest
@@ -92,10 +92,12 @@ async def move_ref(
     ref: str,
     manifest: Manifest,
     before: Ref | None,
+    source: Source | None = None,
     *,
     private: bool,
 ) -> bool:
-    """Sign that ``ref`` means ``manifest``, which it did not ``before``; again on top of others where they are faster.
+    """Sign that ``ref`` means ``manifest``, taken from ``source``, which it did not ``before``; again on top of others
+    where they are faster.
 
     Raises Conflict (``ref_conflict``) where the ref was moved meanwhile, RequestError (``not_publisher``).
     """
@@ -104,7 +106,7 @@ async def move_ref(
         state = await signed.state(role)
         check_visibility(state, model, private=private)
         current = meaning(state, model, ref, private=private)
-        if current and current.revision == revision:
+        if current and (current.revision, current.source) == (revision, source):
             return False
         if _revision(current) != _revision(before):
             raise Conflict(f"{model}@{ref} was moved by somebody else meanwhile", code="ref_conflict")
@@ -116,7 +118,7 @@ async def move_ref(
                 continue
             old = state.roles[role]
             made = signing.next_of(old, at, role, version=await signed.next_version(role, old.version))
-            signing.set_ref(made, model, ref, revision, len(manifest.encoded), at)
+            signing.set_ref(made, model, ref, revision, len(manifest.encoded), at, source)
             await signed.put_role(role, made.version, signing.sign(made, keys))
         except Conflict as error:
             if error.error_code != Conflict.code:
@@ -176,9 +178,18 @@ class LocalSink:
         """Store a manifest, after all of its shards."""
         return await store_manifest(self._storage, manifest, self._space)
 
-    async def move_ref(self, model: str, ref: str, manifest: Manifest, before: Ref | None, *, private: bool) -> bool:
+    async def move_ref(
+        self,
+        model: str,
+        ref: str,
+        manifest: Manifest,
+        before: Ref | None,
+        source: Source | None = None,
+        *,
+        private: bool,
+    ) -> bool:
         """Sign what the ref means, and put it in force."""
-        return await move_ref(self, self._ring, self._now, model, ref, manifest, before, private=private)
+        return await move_ref(self, self._ring, self._now, model, ref, manifest, before, source, private=private)
 
     async def state(self, role: str) -> State:
         """What is in force, a publish that was cut off included."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
-from shared.config import HttpUrl, ServiceSettings
+from origin.hub_listing import EXCLUDED
+from shared.config import HttpUrl, ServiceSettings, size
+from shared.errors import ConfigError
 
 
 def default_data() -> Path:
@@ -23,6 +25,42 @@ AUDIT_FILE = "audit.jsonl"
 def beside(store: str) -> Path:
     """Where what belongs to a store is, unless told otherwise: next to a directory, else in nearshard's own data."""
     return default_data() if "://" in store else Path(store).expanduser().resolve().parent
+
+
+class MirrorSettings(BaseModel):
+    """Another hub whose models an origin fetches when somebody asks for one that it has not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    upstream: HttpUrl | None = Field(
+        default=None, description="Hub to fetch what is not here from on the first request: a URL as in HF_ENDPOINT."
+    )
+    allow: list[str] = Field(
+        default_factory=list, description="Models that may be fetched: globs over org/name, in lower case."
+    )
+    key: Path | None = Field(
+        default=None,
+        description="File of the key that signs what was fetched (mode 0600), delegated for those organisations.",
+    )
+    token_file: Path | None = Field(default=None, description="File (mode 0600) with this origin's token at the hub.")
+    proxy: str = Field(default="", description="Proxy towards the hub: http://, socks5:// or socks5h://.")
+    lifetime: float = Field(
+        default=3600.0, gt=0, description="Seconds after which the hub is asked whether a ref has moved."
+    )
+    private: Literal["upstream", "always", "never"] = Field(
+        default="upstream",
+        description="What is published for those with a token only: upstream means what the hub restricts.",
+    )
+    max_size: ByteSize = Field(
+        default=size("200GiB"), description="Bytes of the largest model that is fetched on a request."
+    )
+    at_once: int = Field(default=2, ge=1, le=64, description="Models that are fetched at a time; others wait.")
+    exclude: list[str] = Field(
+        default=list(EXCLUDED), description="Files that are not fetched, as globs over paths: pickles, by default."
+    )
+    data: Path | None = Field(
+        default=None, description="Where files are until they are published; mirror beside the store by default."
+    )
 
 
 class OriginSettings(ServiceSettings):
@@ -45,8 +83,23 @@ class OriginSettings(ServiceSettings):
     router: list[HttpUrl] = Field(
         default_factory=list, description="Routers to tell what is published here from afar; they tell the edges."
     )
+    mirror: MirrorSettings = Field(default_factory=MirrorSettings, description="Another hub to mirror.")
     revisions: int = Field(8, ge=0, description="Revisions of a model that gc keeps besides those of refs, last first.")
     grace: float = Field(86400.0, ge=0, description="Seconds for which gc spares what nothing refers to yet.")
+
+    def check(self) -> None:
+        """As of any service; and a mirror has a key to sign with and says what it mirrors. Raises ConfigError."""
+        super().check()
+        if self.mirror.upstream and not (self.mirror.key and self.mirror.allow):
+            raise ConfigError(
+                "origin.mirror: upstream needs key (nearshard trust add-publisher ORG makes one) and allow, which names"
+                ' what may be fetched, like ["acme/*"]'
+            )
+
+    @property
+    def mirror_folder(self) -> Path:
+        """Where what is being fetched from another hub is."""
+        return self.mirror.data or beside(self.store) / "mirror"
 
     @property
     def online_file(self) -> Path:

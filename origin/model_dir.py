@@ -92,7 +92,7 @@ def read_model_dir(directory: Path, exclude: tuple[str, ...] = ()) -> list[Sourc
         if not target.is_file():
             raise PublishError(f"{path}: not a regular file, or a broken symlink")
         size = target.stat().st_size
-        _refuse_pickle(path, target)
+        refuse_pickle(path, target)
         sources.append(SourceFile(path, target, size, _tensors(path, target, size)))
     if not sources:
         raise PublishError(f"{directory}: no files to publish")
@@ -174,7 +174,7 @@ def _allowed_roots(directory: Path) -> list[Path]:
     return roots
 
 
-def _refuse_pickle(path: str, location: Path) -> None:
+def refuse_pickle(path: str, location: Path) -> None:
     """Raises PublishError for a file that runs code when it is loaded."""
     lower = path.lower()
     advice = "publish safetensors instead, or leave it out with exclude = [...] in nearshard.toml"

@@ -32,10 +32,10 @@ from origin.model_dir import (
     match_tensors,
     read_sources,
 )
-from origin.signing import Ref
+from origin.signing import Ref, Source
 from origin.tensorfile import TensorHeader, make_header
 from shared.digest import Digest, digest_of
-from shared.errors import DiskError, PublishError, TasksError, first_error
+from shared.errors import DiskError, IntegrityError, PublishError, TasksError, first_error
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
 from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
@@ -71,7 +71,16 @@ class Sink(Protocol):
         shards that were there are gone: gc swept them before they were claimed (``origin.keeping``)."""
         ...
 
-    async def move_ref(self, model: str, ref: str, manifest: Manifest, before: Ref | None, *, private: bool) -> bool:
+    async def move_ref(
+        self,
+        model: str,
+        ref: str,
+        manifest: Manifest,
+        before: Ref | None,
+        source: Source | None = None,
+        *,
+        private: bool,
+    ) -> bool:
         """Sign that a ref means a revision, and make that visible; durable on return. Gives whether anything changed.
         Raises Conflict (``ref_conflict``) where the ref no longer means what it did before."""
         ...
@@ -126,28 +135,35 @@ async def publish(
     target: int = TARGET,
     limit: int = LIMIT,
     pieces: bool = True,
+    source: Source | None = None,
+    expected: Mapping[str, str] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Published:
-    """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard.
+    """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard; ``source``:
+    where it was taken from, ``expected``: the SHA-256 (64 hex digits) that files by their paths must have, if any.
 
     ``pieces``: whether pieces are hashed for other people's downloaders; where not, one piece holds all of any file.
 
     Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
     RequestError (``not_publisher``; ``ref_conflict`` where somebody else moved the ref meanwhile), ConfigError,
-    DiskError where the store fails, UpstreamError where the origin does.
+    DiskError where the store fails, UpstreamError where the origin does, IntegrityError for a file that is not as
+    ``expected``.
     """
     before = await sink.begin(model, ref, private=private)
     specs, sources = await asyncio.to_thread(read_sources, directory, tasks_file)
     for _ in range(ATTEMPTS):
         writer = _Writer(sink, sum(source.size for source in sources), progress)
         manifest = await _store(writer, model, specs, sources, target, limit, pieces=pieces)
-        changed = before is None or before.revision != manifest.revision
+        for path, digest in (expected or {}).items():
+            if manifest.files[path].sha256 != digest:
+                raise IntegrityError(f"{path}: not the bytes whose SHA-256 the hub named")
+        changed = before is None or (before.revision, before.source) != (manifest.revision, source)
         if not changed or await sink.put_manifest(manifest):
             break
     else:
         raise DiskError("shards go from the store while they are published: is gc run without a grace period?")
     if changed:
-        changed = await sink.move_ref(model, ref, manifest, before, private=private)
+        changed = await sink.move_ref(model, ref, manifest, before, source, private=private)
     return Published(
         model=model,
         ref=ref,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from origin.cutting import LIMIT, TARGET
 from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring
 from origin.model_dir import read_sources
 from origin.model_signature import BUNDLE_FILE, check_signature
-from origin.publish import Published, publish
+from origin.publish import Published, Sink, publish
 from origin.remote import RemoteSink
 from origin.seen import Seen, seen_file
 from origin.signing import key_id
@@ -34,7 +34,7 @@ from origin.trust_setup import delegate_any
 from origin.trust_store import TrustStore
 from shared.config import HttpUrl, load, size
 from shared.errors import ConfigError, UpstreamError
-from shared.ids import parse_model, parse_ref
+from shared.ids import DEFAULT_REF, parse_model, parse_ref
 from shared.manifest import MAX_SHARD
 from shared.trust_names import org_of
 from shared.web.announce import announce
@@ -42,28 +42,51 @@ from shared.web.command import run_program
 from shared.web.session import make_session
 from shared.web.tls import tls_by
 
-Place = Callable[..., Coroutine[Any, Any, Published]]
+Place = Callable[[], AbstractAsyncContextManager[Sink]]
+"""Opens what is published to."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Tasks = Annotated[Path | None, typer.Option(help="Tasks file; DIR/nearshard.toml by default.")]
+Store = Annotated[str | None, typer.Option(help="Directory or URL of the origin's store.")]
+Keys = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder with your key, and with the online key of a store at hand; again for more."),
+]
+Origin = Annotated[str, typer.Option(help="URL of an origin to upload to; a store at hand by default.")]
+TrustRootFile = Annotated[
+    Path | None,
+    typer.Option(envvar="NEARSHARD_TRUST_ROOT", help="The network's root file; root.json beside your key."),
+]
+Private = Annotated[bool, typer.Option("--private", help="Only for those with a token: nearshard token.")]
+ShardTarget = Annotated[str, typer.Option(help="Bytes that a shard should have.")]
+ShardLimit = Annotated[str, typer.Option(help="Bytes that a shard may have.")]
+Pieces = Annotated[
+    bool, typer.Option(help="Hash pieces too, so that other downloaders can mend a part: a third of the work.")
+]
+Routers = Annotated[
+    list[str] | None,
+    typer.Option(envvar="NEARSHARD_ROUTER", help="Router to tell; again for more. It tells the edges."),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DEFAULT_TARGET, DEFAULT_LIMIT = f"{TARGET >> 20}MiB", f"{LIMIT >> 20}MiB"
 
 
 @app.command(name="publish", epilog="Example: nearshard publish ./all-MiniLM-L6-v2 demo/minilm --ref v2")
 def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Model directory, as it comes from a hub.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name to publish it under: org/name.")],
-    ref: Annotated[str, typer.Option(help="Name that will mean this revision.")] = "main",
-    tasks: Annotated[Path | None, typer.Option(help="Tasks file; DIR/nearshard.toml by default.")] = None,
-    store: Annotated[str | None, typer.Option(help="Directory or URL of the origin's store.")] = None,
-    keys: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder with your key, and with the online key of a store at hand; again for more."),
-    ] = None,
-    origin: Annotated[str, typer.Option(help="URL of an origin to upload to; a store at hand by default.")] = "",
-    trust_root: Annotated[
-        Path | None,
-        typer.Option(envvar="NEARSHARD_TRUST_ROOT", help="The network's root file; root.json beside your key."),
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Only for those with a token: nearshard token.")] = False,
+    ref: Annotated[str, typer.Option(help="Name that will mean this revision.")] = DEFAULT_REF,
+    tasks: Tasks = None,
+    store: Store = None,
+    keys: Keys = None,
+    origin: Origin = "",
+    trust_root: TrustRootFile = None,
+    private: Private = False,
     verify_signature: Annotated[
         Path | None, typer.Option(help="Check that all is signed, by OpenSSF model-signing, with this public key.")
     ] = None,
@@ -71,87 +94,113 @@ def command(
         Path | None, typer.Option(help="Or with a certificate of these, as PEM, or one that they vouch for.")
     ] = None,
     signature: Annotated[Path | None, typer.Option(help="Its bundle; DIR/model.sig by default.")] = None,
-    shard_target: Annotated[str, typer.Option(help="Bytes that a shard should have.")] = f"{TARGET >> 20}MiB",
-    pieces: Annotated[
-        bool, typer.Option(help="Hash pieces too, so that other downloaders can mend a part: a third of the work.")
-    ] = True,
-    shard_limit: Annotated[str, typer.Option(help="Bytes that a shard may have.")] = f"{LIMIT >> 20}MiB",
-    router: Annotated[
-        list[str] | None,
-        typer.Option(envvar="NEARSHARD_ROUTER", help="Router to tell; again for more. It tells the edges."),
-    ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    shard_target: ShardTarget = DEFAULT_TARGET,
+    pieces: Pieces = True,
+    shard_limit: ShardLimit = DEFAULT_LIMIT,
+    router: Routers = None,
+    ca: Ca = None,
+    as_json: Json = False,
 ) -> None:
     """Cut a model into shards, store them, and make a ref mean the result."""
-    target, limit = _bytes(shard_target, "--shard-target"), _bytes(shard_limit, "--shard-limit")
-    if not 4096 <= target <= limit <= MAX_SHARD:
-        raise ConfigError(
-            f"--shard-target is at least 4KiB and at most --shard-limit, which is at most {MAX_SHARD >> 20}MiB"
-        )
-    parse_model(model), parse_ref(ref)
-    if origin and store:
-        raise ConfigError("--origin and --store are two places; give one")
-    where = store or load(OriginSettings, []).store
-    folders = keys or [keys_beside(where)]
-    ring = load_ring(folders)
+    cut = read_cut(shard_target, shard_limit, pieces=pieces)
+    publishing = Publishing(model, ref, private, store, keys, origin, trust_root, ca)
     if verify_signature or verify_certificates:
         _, sources = read_sources(directory, tasks)
         bundle = signature or directory / BUNDLE_FILE
         check_signature(directory, sources, bundle, key=verify_signature, certificates=verify_certificates)
     elif signature:
         raise ConfigError("--signature is checked with --verify-signature or --verify-certificates; give one")
-    if origin:
-        root, url = _read_root(trust_root, folders), TypeAdapter(HttpUrl).validate_python(origin)
-        place: Place = partial(_from_afar, url, root, ca, ring)
-    else:
-        place = partial(_at_hand, where, ring)
-    with _bar() as bar:
-        row = bar.add_task(model, total=None)
-        done = asyncio.run(
-            place(
-                directory,
-                model,
-                ref,
-                private=private,
-                tasks_file=tasks,
-                target=target,
-                limit=limit,
-                pieces=pieces,
-                progress=lambda done, total: bar.update(row, completed=done, total=total),
-            )
+    publishing.run(directory, router, as_json=as_json, tasks_file=tasks, **cut)
+
+
+def read_cut(shard_target: str, shard_limit: str, *, pieces: bool) -> dict[str, Any]:
+    """How a model is cut, for ``publish``. Raises ConfigError."""
+    target, limit = _bytes(shard_target, "--shard-target"), _bytes(shard_limit, "--shard-limit")
+    if not 4096 <= target <= limit <= MAX_SHARD:
+        raise ConfigError(
+            f"--shard-target is at least 4KiB and at most --shard-limit, which is at most {MAX_SHARD >> 20}MiB"
         )
-    if done.changed:
-        asyncio.run(_tell(router or [], model, ca))
-    _report(done, as_json=as_json)
+    return {"target": target, "limit": limit, "pieces": pieces}
+
+
+class Publishing:
+    """What is published, where, and by whose keys: read from the options of a command, and checked."""
+
+    def __init__(
+        self,
+        model: str,
+        ref: str,
+        private: bool,
+        store: str | None,
+        keys: list[Path] | None,
+        origin: str,
+        trust_root: Path | None,
+        ca: Path | None,
+    ) -> None:
+        """Raises BadId, ConfigError."""
+        self.model, self.ref, self._private, self._ca = parse_model(model), parse_ref(ref), private, ca
+        if origin and store:
+            raise ConfigError("--origin and --store are two places; give one")
+        self.where = store or load(OriginSettings, []).store
+        folders = keys or [keys_beside(self.where)]
+        self._ring, self._afar = load_ring(folders), bool(origin)
+        if origin:
+            root, url = _read_root(trust_root, folders), TypeAdapter(HttpUrl).validate_python(origin)
+            self._place: Place = partial(_from_afar, url, root, ca, self._ring)
+        else:
+            self._place = partial(_at_hand, self.where, self._ring, model)
+
+    def check(self) -> None:
+        """Whether it could be signed in the end: before anything is fetched for it. Raises as ``Sink.begin``."""
+
+        async def begin() -> None:
+            async with self._place() as sink:
+                await sink.begin(self.model, self.ref, private=self._private)
+
+        asyncio.run(begin())
+
+    def run(self, directory: Path, routers: list[str] | None, *, as_json: bool, **options: Any) -> None:
+        """Publish a directory, tell routers, and say what was done. ``options``: of ``publish``, whose errors it
+        raises."""
+        with _bar() as bar:
+            row = bar.add_task(self.model, total=None)
+            done = asyncio.run(
+                self._publish(
+                    directory,
+                    progress=lambda done, total: bar.update(row, completed=done, total=total),
+                    **options,
+                )
+            )
+        if done.changed:
+            asyncio.run(_tell(routers or [], self.model, self._ca))
+        _report(done, as_json=as_json)
+
+    async def _publish(self, directory: Path, **options: Any) -> Published:
+        async with self._place() as sink:
+            done = await publish(sink, directory, self.model, self.ref, private=self._private, **options)
+        if done.changed and not self._afar:
+            state = await TrustStore(Storage(self.where)).state()
+            who = publisher_keys(state, self.model, self._ring, private=self._private)[0]
+            audit = Audit(load(OriginSettings, ["--store", self.where]).audit_file, _now)
+            audit.add("published", key_id(who), model=self.model, ref=self.ref, revision=done.revision)
+        return done
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _at_hand(
-    store: str, ring: Keyring, directory: Path, model: str, ref: str, *, private: bool, **options: Any
-) -> Published:
+@asynccontextmanager
+async def _at_hand(store: str, ring: Keyring, model: str) -> AsyncIterator[Sink]:
     trust = TrustStore(Storage(store))
     await delegate_any(trust, ring, org_of(model), _now())
-    done = await publish(LocalSink(trust, ring, _now), directory, model, ref, private=private, **options)
-    if done.changed:
-        who = publisher_keys(await trust.state(), model, ring, private=private)[0]
-        audit = Audit(load(OriginSettings, ["--store", store]).audit_file, _now)
-        audit.add("published", key_id(who), model=model, ref=ref, revision=done.revision)
-    return done
+    yield LocalSink(trust, ring, _now)
 
 
-async def _from_afar(
-    url: str, root: bytes, ca: Path | None, ring: Keyring, directory: Path, model: str, ref: str, **options: Any
-) -> Published:
+@asynccontextmanager
+async def _from_afar(url: str, root: bytes, ca: Path | None, ring: Keyring) -> AsyncIterator[Sink]:
     async with make_session(tls=tls_by(ca)) as session:
-        sink = RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)))
-        return await publish(sink, directory, model, ref, **options)
+        yield RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)))
 
 
 def _read_root(file: Path | None, folders: list[Path]) -> bytes:

@@ -14,7 +14,7 @@ from origin import signing
 from origin.commit import meaning, move_ref, publisher_keys, role_of
 from origin.keyring import Keyring
 from origin.seen import Seen
-from origin.signing import Ref, State, roles_of_org
+from origin.signing import Ref, Source, State, roles_of_org
 from origin.trust_reader import TrustReader
 from shared import codec
 from shared.digest import Digest
@@ -105,9 +105,18 @@ class RemoteSink(TrustReader):
             return False
         return True
 
-    async def move_ref(self, model: str, ref: str, manifest: Manifest, before: Ref | None, *, private: bool) -> bool:
+    async def move_ref(
+        self,
+        model: str,
+        ref: str,
+        manifest: Manifest,
+        before: Ref | None,
+        source: Source | None = None,
+        *,
+        private: bool,
+    ) -> bool:
         """Sign what the ref means, here, and send that."""
-        return await move_ref(self, self._ring, self._now, model, ref, manifest, before, private=private)
+        return await move_ref(self, self._ring, self._now, model, ref, manifest, before, source, private=private)
 
     # Signed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -58,13 +58,27 @@ MAX_METADATA = 5 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Where a revision was taken from, by the word of whoever signed it: the hub's base URL, its name there, and what
+    that hub calls this state of it. ``followed``: whether an origin follows the ref there by itself; else somebody took
+    it from there once."""
+
+    hub: str
+    model: str
+    commit: str
+    followed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ref:
-    """What a ref means: a revision, its manifest's size in bytes, since when (ISO 8601, UTC), and to whom."""
+    """What a ref means: a revision, its manifest's size in bytes, since when (ISO 8601, UTC), to whom, and where it was
+    taken from if it was not published here first."""
 
     revision: Digest
     published: str
     size: int
     private: bool = False
+    source: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +154,19 @@ def ref_of(target: TargetFile, *, private: bool = False) -> Ref:
     """What a target says of its ref. Raises MetadataInvalid."""
     try:
         published = str(target.custom["published"])
-        return Ref(parse_digest("sha256:" + target.hashes["sha256"]), published, target.length, private)
+        revision = parse_digest("sha256:" + target.hashes["sha256"])
+        return Ref(revision, published, target.length, private, _source_of(target.custom.get("source")))
     except (BadId, KeyError, TypeError) as error:
         raise MetadataInvalid(f"the target {target.path!r} is not a ref") from error
+
+
+def _source_of(field: object) -> Source | None:
+    """What a target says of where it is from. Raises KeyError, TypeError."""
+    if field is None:
+        return None
+    if not isinstance(field, dict) or not all(isinstance(field[name], str) for name in ("hub", "model", "commit")):
+        raise TypeError("not a source")
+    return Source(field["hub"], field["model"], field["commit"], field.get("followed") is True)
 
 
 # Keys
@@ -263,11 +287,21 @@ def _delegate(targets: Targets, role: str, paths: list[str]) -> None:
     targets.delegations.roles[role] = DelegatedRole(role, [], 1, False, paths=paths)
 
 
-def set_ref(role: Targets, model: str, ref: str, revision: Digest, size: int, now: datetime) -> None:
+def set_ref(
+    role: Targets,
+    model: str,
+    ref: str,
+    revision: Digest,
+    size: int,
+    now: datetime,
+    source: Source | None = None,
+) -> None:
     """Make a ref mean a revision, whose manifest has ``size`` bytes."""
-    published = now.astimezone(UTC).isoformat(timespec="seconds")
+    custom: dict[str, Any] = {"published": now.astimezone(UTC).isoformat(timespec="seconds")}
+    if source:
+        custom["source"] = asdict(source)
     path = target_path(model, ref)
-    role.targets[path] = TargetFile(size, {"sha256": hex_of(revision)}, path, {"custom": {"published": published}})
+    role.targets[path] = TargetFile(size, {"sha256": hex_of(revision)}, path, {"custom": custom})
 
 
 def listed(data: bytes, version: int) -> MetaFile:

@@ -15,13 +15,14 @@ the store's ETag.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 from origin.objects import TMP, Buffer, Entry, Objects, Version, open_objects, shown
 from shared.digest import Digest, hex_of, parse_digest
-from shared.errors import BadId, NotFound
+from shared.errors import BadId, IntegrityError, NotFound
 from shared.ids import parse_model
 from shared.manifest import Manifest, decode
 
@@ -80,6 +81,14 @@ class Storage:
         with _missing("unknown_blob"):
             async for part in self.objects.read(_blob(digest, model), offset, length):
                 yield part
+
+    async def verify_blob(self, digest: Digest, model: str = "") -> None:
+        """Read all of a shard. Raises IntegrityError where its bytes are not what it is named by; NotFound."""
+        found = hashlib.sha256()
+        async for part in self.stream_blob(digest, 0, await self.blob_size(digest, model), model):
+            await asyncio.to_thread(found.update, part)
+        if found.hexdigest() != hex_of(digest):
+            raise IntegrityError(f"the store has other bytes under {digest}")
 
     async def has_blob(self, digest: Digest, size: int, model: str = "") -> bool:
         """Whether a shard of ``size`` bytes is there; if so, it is durable after the next ``sync``."""

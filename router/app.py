@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
@@ -41,8 +41,8 @@ from shared.errors import BadId, ConfigError, NotFound, RequestError, UpstreamEr
 from shared.ids import parse_name
 from shared.metrics import Metrics
 from shared.nearness import Nearness
-from shared.node import State
-from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
+from shared.node import Node, State
+from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
 from shared.representation import Representation
 from shared.routing import Choice
 from shared.token_file import TokenFile
@@ -50,7 +50,9 @@ from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
+from shared.web.hub import add_hub_routes
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
+from shared.web.mirrored import Mirrored
 from shared.web.reads import Listing, Resolved, add_routes, document, get
 from shared.web.send import conditions
 from shared.web.server import CONNECTION
@@ -75,8 +77,10 @@ class RouterTier:
         origins: list[str],
         count: int,
         membership: Callable[[], str],
+        answers: Callable[[Node], Awaitable[bool]],
     ) -> None:
-        """``membership`` says who may join, for people."""
+        """``membership`` says who may join, for people; ``answers``, whether a node does, now."""
+        self._answers = answers
         self._membership, self._trusted = membership, trusted
         self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
         self._origins, self._count = origins, count
@@ -88,12 +92,25 @@ class RouterTier:
         if etag and isinstance(evaluate(conditions(request), etag, None), NotModified):
             return web.Response(status=304, headers=fields)
         choices = self._selection.choose(self.find(request).region, key, self._count)
+        if isinstance(path, HubPath):
+            choices = await self._answering_first(choices)
         urls = [base + target for base in self._bases(choices)]
         if private_model(request):
             # curl and others leave Authorization out where a redirect leads to another host: the URL must say it all
             urls[0] += "?" + urlencode({QUERY: token_text(request)})
         self._selection.sent(choices)
         return web.Response(status=307, headers=CIMultiDict([*fields.items(), *links_to(urls)]))
+
+    async def _answering_first(self, choices: Sequence[Choice]) -> list[Choice]:
+        """The same, without those in front that do not answer; all where none does.
+
+        Hugging Face's clients ask here again as soon as a node is gone, but six times only, a second apart: sooner than
+        its heartbeats are missed.
+        """
+        for index, choice in enumerate(choices):
+            if await self._answers(choice.node):
+                return [*choices[index:], *choices[:index]]
+        return list(choices)
 
     async def _target(self, path: TaskPath | BlobPath | FilePath, request: web.Request) -> tuple[str, str, str]:
         """The ring's key of what is asked for, its path at a node, and its ETag (empty where that is not known)."""
@@ -139,6 +156,10 @@ class RouterTier:
         if not self._origins and not self._registry.snapshot.nodes:
             raise UpstreamError(code="no_nodes")
         return await self._catalog.resolve(model, ref)
+
+    async def refs(self, model: str) -> Mapping[str, Digest]:
+        """As the signed metadata has them."""
+        return {name: target.revision for name, target in (await self._trusted.refs(model)).items()}
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
         """A listing, from the catalog."""
@@ -303,6 +324,7 @@ def build_app(
         file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
     )
     catalog = Catalog(sessions, settings.origin, trusted, clock, "router", lifetime=settings.ref_lifetime)
+    mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(
         settings.networks,
@@ -334,6 +356,7 @@ def build_app(
         origins=settings.origin,
         count=settings.candidates,
         membership=membership,
+        answers=prober.answers,
     )
 
     short_path = ShortPath(
@@ -363,6 +386,7 @@ def build_app(
         await selection.close()
         await announcer.close()
         await registry.close()
+        await mirrored.close()
         await catalog.close()
         await trusted.close()
         await sessions.close()
@@ -372,7 +396,8 @@ def build_app(
     app[CLAIMED] = lambda request: request.match_info.get("node")
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)
-    add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)
+    add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded, absent=mirrored.absent)
+    add_hub_routes(app, tier, gate, absent=mirrored.hub_absent)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import ByteSize
+from pydantic import BaseModel, ByteSize
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from edge_node.config import EdgeSettings
@@ -29,10 +31,10 @@ def reference() -> str:
     ]
     for settings in SERVICES:
         parts.append(f"### {settings.service}\n\n| setting | default | what it is |\n|---|---|---|")
-        for name, field in settings.model_fields.items():
-            parts.append(
-                f"| `{name}` | {_default(field.get_default(call_default_factory=True))} | {field.description} |"
-            )
+        parts += [
+            f"| `{name}` | {_default(field.get_default(call_default_factory=True))} | {field.description} |"
+            for name, field in _fields(settings)
+        ]
         parts.append("")
     parts.append(
         "## Errors\n\n`application/problem+json` with these codes (RFC 9457); commands end with the exit code.\n"
@@ -49,6 +51,15 @@ def reference() -> str:
     parts.append("| check | read | judged | why | mended by | source |\n|---|---|---|---|---|---|")
     parts += [f"| `{c.id}` | {c.reads} | {c.rule} | {c.why} | {c.mend} | {c.source} |" for c in CHECKS]
     return "\n".join(parts) + "\n"
+
+
+def _fields(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """The settings, and those of tables within, by their whole names."""
+    for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
 
 
 def _default(value: object) -> str:

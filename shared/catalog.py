@@ -19,10 +19,10 @@ from typing import Any
 
 from shared import manifest as manifests
 from shared.clock import Clock
-from shared.digest import Digest, digest_of, hex_of
-from shared.errors import IntegrityError, ManifestTooLarge, NotFound, UpstreamError, WrongModel
+from shared.digest import Digest, digest_of, hex_of, parse_digest
+from shared.errors import BadId, IntegrityError, ManifestTooLarge, NotFound, UpstreamError, WrongModel
 from shared.files import replace_file
-from shared.ids import as_revision, is_revision
+from shared.ids import as_revision, commit_of, is_commit, is_revision
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.outcome import Outcome, cache_status
 from shared.paths import ModelPath, ModelsPath, manifest_path
@@ -81,7 +81,9 @@ class Catalog:
         return f"<Catalog {len(self._manifests)} manifests>"
 
     async def resolve(self, model: str, ref: str) -> Resolved:
-        """The manifest that a ref or revision means now. Raises NotFound, UpstreamError (TrustError)."""
+        """The manifest that a ref, revision or commit means now. Raises NotFound, UpstreamError (TrustError)."""
+        if is_commit(ref):
+            return Resolved(await self._of_commit(model, ref), known_as=ref)
         if is_revision(ref):
             return Resolved(await self._manifest(model, as_revision(ref)))
         target = await self._trusted.target(model, ref)
@@ -89,7 +91,8 @@ class Catalog:
             manifest = await self._manifest(model, target.revision, target.length)
         except NotFound as error:  # somebody signed for it, so it is their trouble and not the client's
             raise UpstreamError(f"nobody has what {model}@{ref} means", code="upstream_missing") from error
-        return Resolved(manifest, self._trusted.fields(), stale=self._trusted.stale)
+        fields, stale = self._trusted.fields(), self._trusted.stale
+        return Resolved(manifest, fields, stale=stale, known_as=target.commit)
 
     def at_hand(self, model: str, ref: str) -> Manifest | None:
         """The same, where it is in memory and fresh; else None, whatever ``resolve`` would say."""
@@ -185,6 +188,29 @@ class Catalog:
             raise NotFound(f"{model} has no such revision", code="unknown_revision")
         return manifest
 
+    async def _of_commit(self, model: str, commit: str) -> Manifest:
+        """The manifest whose digest begins with a commit: whoever has it, that is the check. Raises as above."""
+        revision = next((known for known in self._manifests if commit_of(known) == commit), None)
+        revision = revision or await self._known_revision(model, commit)
+        if revision is None:
+            fetched = await self._asking.once((model, commit), lambda: self._fetch_manifest(model, commit))
+            revision = fetched.revision
+            _remember(self._manifests, revision, fetched, KEEP_MANIFESTS)
+        return await self._manifest(model, revision)
+
+    async def _known_revision(self, model: str, commit: str) -> Digest | None:
+        """The revision that a commit (of ours, or of the hub that it was taken from) is of, where a ref means it or its
+        manifest is on disk."""
+        with suppress(UpstreamError):
+            for target in (await self._trusted.refs(model)).values():
+                if commit in (commit_of(target.revision), target.commit):
+                    return target.revision
+        if self._directory is not None:
+            found = await asyncio.to_thread(list, (self._directory / "manifests").glob(f"{commit}*"))
+            with suppress(BadId):
+                return parse_digest(f"sha256:{found[0].name}") if found else None
+        return None
+
     async def _find_manifest(self, model: str, revision: Digest, length: int | None) -> Manifest:
         """From memory, disk or upstream; its bytes are checked against its name each time they move."""
         manifest = self._manifests.get(revision)
@@ -197,11 +223,12 @@ class Catalog:
         _remember(self._manifests, revision, manifest, KEEP_MANIFESTS)
         return manifest
 
-    async def _fetch_manifest(self, model: str, revision: Digest, length: int | None) -> Manifest:
+    async def _fetch_manifest(self, model: str, name: str, length: int | None = None) -> Manifest:
+        """From upstream, by its revision or commit."""
         failure: Exception = UpstreamError("no upstream is configured")
         fields = await self._credentials(model)
         for upstream in self._upstreams:
-            url, session = upstream + manifest_path(model, revision), self._sessions.of(upstream)
+            url, session = upstream + manifest_path(model, name), self._sessions.of(upstream)
             try:
                 answer = await fetch(
                     session,
@@ -211,7 +238,8 @@ class Catalog:
                     missing="unknown_revision",
                     too_long=ManifestTooLarge,
                 )
-                if digest_of(answer.body) != revision or length not in (None, len(answer.body)):
+                revision = digest_of(answer.body)
+                if name not in (revision, commit_of(revision)) or length not in (None, len(answer.body)):
                     raise IntegrityError(f"{url} does not match its digest")
                 manifest = await asyncio.to_thread(manifests.decode, answer.body)
                 await self._write(f"manifests/{hex_of(revision)}", answer.body)

@@ -85,6 +85,7 @@ CODES: Mapping[str, Meaning] = {
     "unsupported_type": Meaning(415, EXIT_USAGE, "The body's type or encoding is not accepted here."),
     "range_not_satisfiable": Meaning(416, EXIT_USAGE, "The byte range cannot be satisfied."),
     "expectation_failed": Meaning(417, EXIT_USAGE, "The expectation cannot be met."),
+    "try_again": Meaning(429, EXIT_NETWORK, "This cannot be had right now; come back in a moment."),
     "http_version": Meaning(505, EXIT_USAGE, "Only HTTP/1.0 and HTTP/1.1 are spoken here."),
     # a source's mistake
     "upstream_error": Meaning(502, EXIT_NETWORK, "No source could answer."),
@@ -102,6 +103,7 @@ CODES: Mapping[str, Meaning] = {
     "metadata_invalid": Meaning(502, EXIT_INTEGRITY, "Signed metadata breaks its own rules."),
     "metadata_too_large": Meaning(502, EXIT_INTEGRITY, "Signed metadata is larger than is allowed."),
     "bad_certificate": Meaning(502, EXIT_NETWORK, "A source's certificate, or the one shown to it, is not accepted."),
+    "mirroring": Meaning(503, EXIT_NETWORK, "The model is being fetched from another hub; come back in a moment."),
     "upstream_timeout": Meaning(504, EXIT_NETWORK, "No source answered in time."),
     "no_nodes": Meaning(503, EXIT_NETWORK, "No node and no origin can serve this now."),
     "no_room": Meaning(503, EXIT_DISK, "The node has no room for this now."),
@@ -202,6 +204,18 @@ class UpstreamError(NearshardError):
     """A source could not answer, or answered wrongly: another one may do better."""
 
     code = "upstream_error"
+
+
+class Mirroring(UpstreamError):
+    """Not here yet: an origin is fetching it from the hub that it mirrors."""
+
+    code = "mirroring"
+
+    def __init__(self, message: str = "", *, done: int, total: int, retry_after: int = 1) -> None:
+        """``done`` of ``total`` bytes are here. ``retry_after``: seconds until it is worth asking again."""
+        self.done, self.total, self.retry_after = done, total, retry_after
+        public = {"done": done, "total": total}
+        super().__init__(message, public=public, headers={"Retry-After": str(retry_after)})
 
 
 class IntegrityError(UpstreamError):

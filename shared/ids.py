@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from shared.digest import Digest, parse_digest
+from shared.digest import Digest, hex_of, parse_digest
 from shared.errors import BadId
 
 MAX_MODEL = 128
@@ -19,7 +19,8 @@ DEFAULT_REF = "main"
 _WORD = r"[a-z0-9][a-z0-9._-]*"
 _MODEL = re.compile(rf"{_WORD}/{_WORD}")
 _NAME = re.compile(_WORD)
-_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LIKE_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def parse_model(text: str) -> str:
@@ -39,7 +40,7 @@ def parse_name(text: str, what: str = "a name") -> str:
 def parse_ref(text: str) -> str:
     """A movable name for a revision. 40 or 64 hex digits are kept for commits. Raises BadId."""
     parse_name(text, "a ref")
-    if _COMMIT.fullmatch(text):
+    if _LIKE_COMMIT.fullmatch(text):
         raise BadId("a ref does not look like a commit")
     return text
 
@@ -47,6 +48,16 @@ def parse_ref(text: str) -> str:
 def parse_ref_or_revision(text: str) -> str:
     """A ref, or the digest of a revision. Raises BadId."""
     return parse_digest(text) if text.startswith("sha256:") else parse_ref(text)
+
+
+def is_commit(ref: str) -> bool:
+    """Whether this is what other people's clients call a revision: the first 40 hex digits of its digest."""
+    return _COMMIT.fullmatch(ref) is not None
+
+
+def commit_of(revision: Digest) -> str:
+    """What other people's clients call a revision."""
+    return hex_of(revision)[:40]
 
 
 def is_revision(ref: str) -> bool:

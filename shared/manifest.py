@@ -24,7 +24,7 @@ from typing import Any
 from shared import codec
 from shared.digest import SIZE, Digest, digest_of, from_hash, raw_of
 from shared.errors import BadId, DecodeError, ManifestInvalid, ManifestTooLarge, NotFound
-from shared.ids import parse_model, parse_name
+from shared.ids import commit_of, parse_model, parse_name
 from shared.layout import Layout, Slice, piece_count
 
 FORMAT = 1
@@ -104,8 +104,8 @@ class Manifest:
 
     @property
     def commit(self) -> str:
-        """What Hugging Face clients call the revision: its first 40 hex digits."""
-        return self.revision.removeprefix("sha256:")[:40]
+        """What other people's clients call the revision."""
+        return commit_of(self.revision)
 
     def task(self, name: str) -> Task:
         """The task of that name. Raises NotFound, with the names that exist."""

@@ -84,6 +84,17 @@ class Metrics:
             registry=self.registry,
         )
         self.probes = Counter("nearshard_probes", "Probes of nodes, by result.", ["result"], registry=self.registry)
+        self.mirror_fetches = Counter(
+            "nearshard_mirror_fetches",
+            "Revisions fetched from the hub that is mirrored, by result.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.mirror_stale = Gauge(
+            "nearshard_mirror_stale",
+            "Mirrored refs of which the hub could not be asked whether they have moved.",
+            registry=self.registry,
+        )
         self.degraded = Gauge("nearshard_degraded", "1 while a router goes on without Redis.", registry=self.registry)
 
     def render(self) -> bytes:

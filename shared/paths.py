@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from shared.digest import Digest, parse_digest
 from shared.errors import BadId, ManifestInvalid, NotFound
-from shared.ids import TaskId, parse_model, parse_ref_or_revision, parse_task_id
+from shared.ids import TaskId, is_commit, parse_model, parse_ref_or_revision, parse_task_id
 from shared.manifest import check_path
 from shared.trust_names import file_name, parse_file_name
 
@@ -71,7 +71,7 @@ class ModelPath:
 
 @dataclass(frozen=True, slots=True)
 class ManifestPath:
-    """``/models/<model>/manifests/<ref or revision>``."""
+    """``/models/<model>/manifests/<ref, revision or commit>``."""
 
     model: str
     ref: str
@@ -93,6 +93,19 @@ class FilePath:
     def at(self, revision: str) -> str:
         """The path of the same at a revision."""
         return file_path(self.model, revision, self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class HubPath(FilePath):
+    """``/<model>/resolve/<ref or revision>/<path>``: the same, for Hugging Face's clients and ModelScope's.
+
+    They go on from whatever they have, and look at nothing but its size: they are sent no byte of a shard before its
+    digest was right.
+    """
+
+    def at(self, revision: str) -> str:
+        """The path of the same at a revision."""
+        return f"/{self.model}/resolve/{revision}/{quote(self.path)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +167,7 @@ def parse_path(raw: str) -> ReadPath:
             case []:
                 return ModelPath(model)
             case ["manifests", ref]:
-                return ManifestPath(model, parse_ref_or_revision(ref))
+                return ManifestPath(model, ref if is_commit(ref) else parse_ref_or_revision(ref))
             case ["blobs", digest]:
                 return BlobPath(parse_digest(digest), model)
             case ["files", ref, *path] if path:

@@ -49,7 +49,7 @@ from shared.errors import (
     TrustError,
     UnknownKey,
 )
-from shared.ids import parse_model, parse_ref
+from shared.ids import is_commit, parse_model, parse_ref
 from shared.keys import parse_public
 from shared.manifest import MAX_MANIFEST
 from shared.trust_names import (
@@ -101,6 +101,8 @@ class Target:
     published: str
     """When, as ISO 8601 in UTC; empty where the publisher did not say."""
     private: bool
+    commit: str = ""
+    """What the hub that it was taken from calls it, where the publisher says so: 40 hex digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -716,4 +718,7 @@ def _read_target(role: str, target: TargetFile) -> Target:
         raise TrustError(f"{role} has a target whose length is not a manifest's")
     if not isinstance(published, str) or len(published) > 64 or not published.isascii():
         raise TrustError(f"{role} has a target with a wrong time")
-    return Target(revision, target.length, published, role == private_role(role.partition("~")[0]))
+    source = custom.get("source") if isinstance(custom, dict) else None
+    commit = source.get("commit") if isinstance(source, dict) else None
+    known = commit if isinstance(commit, str) and is_commit(commit) else ""
+    return Target(revision, target.length, published, role == private_role(role.partition("~")[0]), known)

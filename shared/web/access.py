@@ -26,6 +26,8 @@ from shared.trust_names import private_org
 QUERY = "token"
 """The parameter that a signed URL carries its token in (RFC 6750 §2.3)."""
 PRIVATE_FIELDS: Mapping[str, str] = {"Cache-Control": "private, no-store", "Referrer-Policy": "no-referrer"}
+FOREIGN = ("hf_", "ms-")
+"""How tokens of other hubs begin. Their clients show them wherever they are led to: here that means nothing."""
 _BEARER = re.compile(r"bearer +([^ ]+)", re.IGNORECASE)
 
 _TOKEN = web.RequestKey("token", Token)
@@ -128,6 +130,11 @@ class Gate:
         request[_PRIVATE] = model
 
 
+def mark_private(request: web.Request, model: str) -> None:
+    """Note that a request was let through to a private model by other means than a gate's."""
+    request[_PRIVATE] = model
+
+
 def private_model(request: web.Request) -> str:
     """The private model that a request was let through to; empty where what it asks for is public."""
     return str(request.get(_PRIVATE, ""))
@@ -143,6 +150,7 @@ def token_text(request: web.Request) -> str:
     """The token that a request shows, not looked at yet; may be empty. Raises RequestError where it shows two."""
     fields = request.headers.getall("Authorization", [])
     shown = {match[1] for field in fields if (match := _BEARER.fullmatch(field.strip()))}
+    shown = {token for token in shown if not token.startswith(FOREIGN)}
     shown.update(request.query.getall(QUERY, []))
     # RFC 6750 §2: one way at a time. Some clients send their field along where a redirect has the token in its URL
     if len(shown) > 1 or len(fields) > 1:

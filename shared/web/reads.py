@@ -16,8 +16,9 @@ from aiohttp import web
 
 from shared import codec, metalink, plan, representation
 from shared.conditional import NotModified, evaluate
-from shared.errors import RequestError, UpstreamError
-from shared.ids import is_revision
+from shared.digest import Digest
+from shared.errors import NotFound, RequestError, UpstreamError
+from shared.ids import DEFAULT_REF, is_commit, is_revision
 from shared.manifest import Manifest
 from shared.metrics import CONTENT_TYPE, Metrics
 from shared.paths import (
@@ -44,6 +45,14 @@ KINDS: Mapping[type, str] = {
 }  # fmt: skip
 
 
+OfModel = ModelPath | ManifestPath | TaskPath | FilePath
+ABSENT = ("unknown_model", "unknown_revision")
+"""What an origin may still be able to get from the hub that it mirrors."""
+Absent = Callable[[web.Request, str, str], Awaitable[bool]]
+"""Asked for a model and ref that a tier does not know: whether it does now. Raises what is to be answered instead:
+Mirroring while it is being fetched."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A manifest that a ref or revision means right now. ``fields`` (Age, Cache-Status) go with answers."""
@@ -52,6 +61,15 @@ class Resolved:
     fields: Mapping[str, str] = field(default_factory=dict)
     stale: bool = False
     """Whether the ref could not be revalidated: every upstream is away."""
+    known_as: str = ""
+    """The commit of the hub that it was taken from, where it was asked for by that or its ref has one."""
+    provisional: bool = False
+    """Whether it is passed on from a hub, and no revision yet: files have a size and a digest, and no shards."""
+
+    @property
+    def commit(self) -> str:
+        """What other people's clients are to know it as."""
+        return self.known_as or self.manifest.commit
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,11 @@ class Tier(Protocol):
     """What a tier answers the read surface from."""
 
     async def resolve(self, model: str, ref: str) -> Resolved:
-        """The manifest that a ref or revision means. Raises NotFound or UpstreamError."""
+        """The manifest that a ref, revision or commit means. Raises NotFound or UpstreamError."""
+        ...
+
+    async def refs(self, model: str) -> Mapping[str, Digest]:
+        """What the refs of a model mean; none for one that there is not. Raises UpstreamError."""
         ...
 
     async def listing(self, path: ModelPath | ModelsPath) -> Listing:
@@ -104,14 +126,29 @@ class Tier(Protocol):
 
 
 def add_routes(
-    app: web.Application, tier: Tier, gate: Gate, metrics: Metrics, *, degraded: Callable[[], str] = lambda: ""
+    app: web.Application,
+    tier: Tier,
+    gate: Gate,
+    metrics: Metrics,
+    *,
+    degraded: Callable[[], str] = lambda: "",
+    absent: Absent | None = None,
 ) -> None:
     """The read paths and the paths for operators, answered by ``tier`` to whom ``gate`` lets through. ``degraded``:
-    what it does without, while it serves."""
+    what it does without, while it serves. ``absent``: who may have what this tier does not know of."""
 
     async def read(request: web.Request) -> web.StreamResponse:
         path = parse_path(request.rel_url.raw_path)
         request[KIND] = KINDS[type(path)]
+        try:
+            await gate.enter(request, path)
+            return await _answer(tier, gate, request, path)
+        except NotFound as error:
+            if absent is None or error.error_code not in ABSENT or not isinstance(path, OfModel):
+                raise
+            ref = DEFAULT_REF if isinstance(path, ModelPath) else path.ref
+            if is_revision(ref) or not await absent(request, path.model, ref):
+                raise
         await gate.enter(request, path)
         return await _answer(tier, gate, request, path)
 
@@ -161,7 +198,9 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
         case ManifestPath():
             found = await tier.resolve(path.model, path.ref)
             revision = found.manifest.revision
-            lifetime = IMMUTABLE if is_revision(path.ref) else REVALIDATE
+            if is_commit(path.ref) and path.ref != found.manifest.commit:  # its name is how it is checked
+                raise NotFound("a commit of another hub", code="unknown_revision")
+            lifetime = IMMUTABLE if is_revision(path.ref) or is_commit(path.ref) else REVALIDATE
             fields = {**found.fields, "Nearshard-Revision": revision}
             etag = revision.removeprefix("sha256:")
             return document(request, found.manifest.encoded, MANIFEST, etag, lifetime, fields)

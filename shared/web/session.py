@@ -15,13 +15,24 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 from aiohttp_socks import ProxyConnector
+from yarl import URL
 
 from shared import codec
 from shared.clock import SystemClock
-from shared.errors import CODES, BadId, DecodeError, NearshardError, NotFound, RequestError, UpstreamError
+from shared.errors import (
+    CODES,
+    BadId,
+    DecodeError,
+    Mirroring,
+    NearshardError,
+    NotFound,
+    RequestError,
+    UpstreamError,
+)
 from shared.ids import parse_name
 from shared.token_file import TokenFile
 from shared.view import EPOCH
@@ -157,12 +168,15 @@ async def fetch(
     headers: Mapping[str, str] | None = None,
     missing: str = "unknown_path",
     too_long: Callable[[str], UpstreamError] = UpstreamError,
+    hops: int = 0,
 ) -> Fetched:
-    """GET a document of at most ``limit`` bytes. Raises NotFound (with code ``missing``, or the code that a
-    server of ours gave), ``too_long`` at the first byte over the limit, or UpstreamError."""
+    """GET a document of at most ``limit`` bytes, by way of at most ``hops`` redirects. Raises NotFound (with code
+    ``missing``, or the code that a server of ours gave), ``too_long`` at the first byte over the limit, Mirroring, or
+    UpstreamError."""
     with translated(url):
         timeout = aiohttp.ClientTimeout(total=30, sock_connect=CONNECT, sock_read=FIRST_BYTE)
-        async with session.get(url, headers=headers, allow_redirects=False, timeout=timeout) as answer:
+        async with AsyncExitStack() as stack:
+            answer = await _get(stack, session, url, headers or {}, hops, timeout)
             if answer.status == 304:
                 return Fetched(304, b"", answer.headers)
             if answer.status == 404:
@@ -170,15 +184,22 @@ async def fetch(
             if answer.status in (401, 403):
                 raise NotLetIn(url, await _given_code(answer) or "unauthorized")
             if answer.status != 200:
-                raise Answered(f"{url} answered {answer.status}")
-            body = bytearray()
-            async for chunk in answer.content.iter_any():
-                body += chunk
-                if len(body) > limit:
-                    raise too_long(f"{url} answered more than {limit} bytes")
-            if answer.content_length not in (None, len(body)):
-                raise UpstreamError(f"{url} ended early")
-            return Fetched(200, bytes(body), answer.headers)
+                raise await _answered(url, answer)
+            return Fetched(200, await read_whole(answer, url, limit, too_long), answer.headers)
+
+
+async def read_whole(
+    answer: aiohttp.ClientResponse, url: str, limit: int, too_long: Callable[[str], UpstreamError] = UpstreamError
+) -> bytes:
+    """A body of at most ``limit`` bytes. Raises as ``fetch``; call it within ``translated``."""
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise too_long(f"{url} answered more than {limit} bytes")
+    if answer.content_length not in (None, len(body)):
+        raise UpstreamError(f"{url} ended early")
+    return bytes(body)
 
 
 @dataclass(frozen=True)
@@ -204,11 +225,12 @@ async def open_blob(
     max_size: int,
     headers: Mapping[str, str] | None = None,
     sharing: Callable[[], int] = lambda: 1,
+    hops: int = 0,
 ) -> AsyncIterator[Body]:
     """GET a shard from byte ``start`` up to ``stop``, or to its end. ``size`` of the whole where it is known.
 
     Gives a Body whose chunks end exactly there. A 200 where all from ``start`` on was asked for is taken from its
-    beginning (``start`` 0). ``sharing``: how many bodies share the source's link now.
+    beginning (``start`` 0). ``sharing``: how many bodies share the source's link now. ``hops``: redirects to follow.
 
     Raises NotFound; NoRanges for a 200 where ``stop`` was given; UpstreamError for any other status, a length or a
     Content-Range that does not fit, a body that is encoded, or one that ends early.
@@ -219,8 +241,7 @@ async def open_blob(
     with translated(url):
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(FIRST_BYTE):
-                asking = session.get(url, headers=fields, allow_redirects=False)
-                answer = await stack.enter_async_context(asking)
+                answer = await _get(stack, session, url, fields, hops)
             if answer.status == 404:
                 raise await _not_found(answer, "unknown_blob")
             if answer.status in (401, 403):
@@ -245,6 +266,31 @@ async def open_blob(
                 raise UpstreamError(f"{url} has {whole} bytes, not {size}")
             chunks, fields_of = _exactly(answer, length, url, sharing), answer.headers
             yield Body(whole, begin, chunks, fields_of.get("Cache-Status", ""), fields_of.get(EPOCH, ""))
+
+
+async def _get(
+    stack: AsyncExitStack,
+    session: aiohttp.ClientSession,
+    url: str,
+    headers: Mapping[str, str],
+    hops: int,
+    timeout: aiohttp.ClientTimeout | None = None,
+) -> aiohttp.ClientResponse:
+    """The answer to a GET, after at most ``hops`` redirects; a token stays with the server that it is for."""
+    for _ in range(hops + 1):
+        asking = session.get(url, headers=headers, allow_redirects=False, timeout=timeout or session.timeout)
+        answer = await stack.enter_async_context(asking)
+        location = answer.headers.get("Location", "")
+        if not hops or answer.status not in (301, 302, 303, 307, 308) or not location:
+            return answer
+        target = answer.url.join(URL(location, encoded=True))
+        if target.scheme not in ("http", "https"):
+            raise UpstreamError(f"{url} redirects to what is not http(s)")
+        if target.origin() != answer.url.origin():
+            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        answer.release()
+        url = str(target)
+    raise UpstreamError(f"{url} redirects again and again")
 
 
 async def _exactly(
@@ -273,13 +319,27 @@ async def _exactly(
 
 async def _given_code(answer: aiohttp.ClientResponse) -> str:
     """The code that a server of ours gave with an error; empty for any other's."""
-    if answer.content_type != "application/problem+json":
-        return ""
-    with suppress(DecodeError, AttributeError):
-        given = codec.decode_json(await answer.content.read(codec.MAX_JSON)).get("code")
-        if isinstance(given, str) and given in CODES and CODES[given].status == answer.status:
-            return given
-    return ""
+    return str((await _problem(answer)).get("code", ""))
+
+
+async def _problem(answer: aiohttp.ClientResponse) -> Mapping[str, Any]:
+    """The problem document that a server of ours gave; empty for any other's."""
+    if answer.content_type == "application/problem+json":
+        with suppress(DecodeError):
+            document = codec.decode_json(await answer.content.read(codec.MAX_JSON))
+            given = document.get("code") if isinstance(document, dict) else None
+            if isinstance(given, str) and given in CODES and CODES[given].status == answer.status:
+                return dict(document)
+    return {}
+
+
+async def _answered(url: str, answer: aiohttp.ClientResponse) -> UpstreamError:
+    """What an answer that is no document means."""
+    document = await _problem(answer) if answer.status == CODES[Mirroring.code].status else {}
+    done, total, after = document.get("done"), document.get("total"), answer.headers.get("Retry-After", "1")
+    if document.get("code") == Mirroring.code and type(done) is int and type(total) is int:
+        return Mirroring(done=done, total=total, retry_after=min(int(after), 60) if after.isdecimal() else 1)
+    return Answered(f"{url} answered {answer.status}")
 
 
 async def _not_found(answer: aiohttp.ClientResponse, missing: str) -> NotFound:

@@ -13,10 +13,11 @@ from safetensors.numpy import save
 from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 
+from origin.hub_listing import bytes_path, info_path, parse_revision
 from origin.tensorfile import PREFIX, header_length, parse_header
 from router.exchange import from_record, to_record
 from router.location import Regions
-from shared import codec, manifest, plan, trust, view
+from shared import codec, hub, manifest, plan, trust, view
 from shared.conditional import Conditions, Partial, evaluate
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
@@ -24,7 +25,7 @@ from shared.ids import parse_task_id
 from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task, Tensor
-from shared.paths import parse_path
+from shared.paths import manifest_path, parse_path
 from shared.publishing import SESSION, Opening, make_opening, parse_opening, parse_shards
 from shared.tokens import AccessList, TokenKey, issue, key_id, parse_scopes, read_claims
 from shared.trust_names import SNAPSHOT, file_name, parse_file_name, public_role
@@ -56,6 +57,11 @@ VIEW = {
     "epoch": 4, "region": "north", "regions": ["north"], "left_off": 0, "origins": ["https://origin.example.org:8710"],
     "nodes": [{**NODE, "draining": False, "ejected": False}],
 }  # fmt: skip
+LISTING = {
+    "id": "Acme/MiniLM", "sha": "ab" * 20, "private": False, "gated": "auto",
+    "siblings": [{"rfilename": "a/model.safetensors", "size": 9, "lfs": {"sha256": ETAG, "size": 9, "pointerSize": 1}},
+                 {"rfilename": "config.json", "size": 3, "blobId": "ab" * 20}],
+}  # fmt: skip
 TASK_IDS = ["acme/minilm", "acme/minilm:embed-3l@v2", f"demo/a.b_c:all@{A}"]
 PATHS = [f"/shards/{TASK_IDS[1]}", f"/blobs/{A}", "/models", f"/models/acme/minilm/files/{A}/a/b%20c.json?x=1",
          "/models/acme/minilm/manifests/main"]  # fmt: skip
@@ -85,6 +91,11 @@ def _path(data: bytes) -> None:
     parse_path(text(data))
 
 
+def _hub(data: bytes) -> None:
+    model, _, ref = text(data).partition("@")
+    assert parse_path(manifest_path(hub.model_named(model), hub.ref_named(ref)))
+
+
 def _conditions(data: bytes) -> None:
     fields = [[line] if line else [] for line in text(data).split("\n")] + [[]] * 4
     for method in ("GET", "HEAD"):
@@ -109,6 +120,14 @@ def _view(data: bytes) -> None:
 
 def _msgpack(data: bytes) -> None:
     codec.encode(codec.decode(data, len(data)))
+
+
+def _hub_listing(data: bytes) -> None:
+    found = parse_revision(data)
+    assert info_path(found.name, found.commit).startswith("/api/models/")
+    for file in found.files:
+        assert manifest.check_path(file.path) == file.path and file.size >= 0
+        assert ".." not in bytes_path(found, file.path).split("/")
 
 
 def _json(data: bytes) -> None:
@@ -224,6 +243,7 @@ OPENING, _ = make_opening(Opening("acme/minilm", "ab" * 16, KEY.public, False), 
 TARGETS = [
     Target("task id", _task_id, _all(TASK_IDS)),
     Target("path", _path, _all(PATHS)),
+    Target("model and ref of a hub", _hub, _all([f"acme/minilm@{A}", f"acme/minilm@{A[7:47]}", "acme/minilm@main"])),
     Target("digest", lambda data: parse_digest(text(data)), _all([A])),
     Target("conditions", _conditions, _all(RANGES)),
     Target("plain request", PlainRequests().parse, _all([REQUEST])),
@@ -232,6 +252,7 @@ TARGETS = [
     Target("plan", _plan, [codec.encode(PLAN)]),
     Target("view", _view, [codec.encode_json(VIEW)]),
     Target("msgpack", _msgpack, [codec.encode({"a": [1, 2.5, None, b"x", "y"], "long": list(range(2000))})]),
+    Target("hub's listing", _hub_listing, [codec.encode_json(LISTING)]),
     Target("json", _json, [codec.encode_json({"a": [1, 2.5, None, "y"], "b": {"c": True}})]),
     Target("heartbeat", _told, [TOLD]),
     Target("leave", partial(parse_leave, "n-1"), [codec.encode_json({"id": "n-1", "boot": "ab", "sequence": 1})]),

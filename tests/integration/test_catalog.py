@@ -143,3 +143,35 @@ async def test_who_asks_for_another_models_revision_shares_no_answer_with_who_ma
     assert isinstance(found, Resolved) and found.manifest.revision == FIRST.revision
     with pytest.raises(NotFound):
         await kept.catalog.resolve("acme/other", FIRST.revision)
+
+
+async def test_a_commit_is_found_where_it_is_and_asked_for_once(kept: Kept, tmp_path: Path) -> None:
+    """In memory, by what refs mean, on disk after a restart, else upstream; the digest is the check."""
+    catalog = kept.catalog
+    assert (await catalog.resolve(MODEL, FIRST.commit)).manifest.revision == FIRST.revision
+    assert kept.manifests() == 1
+    assert kept.script.asked[-1].path == manifest_path(MODEL, FIRST.revision), "a ref means it"
+    kept.script.blobs[manifest_path(MODEL, SECOND.commit)] = SECOND.encoded
+    answers = await asyncio.gather(*(catalog.resolve(MODEL, SECOND.commit) for _ in range(5)))
+    assert {answer.manifest.revision for answer in answers} == {SECOND.revision}
+    assert kept.manifests() == 2
+    assert (await catalog.resolve(MODEL, SECOND.revision)).manifest.commit == SECOND.commit
+    sessions = Sessions()
+    restarted = Catalog(sessions, [], kept.trusted, kept.clock, "test", lifetime=LIFETIME, directory=tmp_path)
+    assert (await restarted.resolve(MODEL, SECOND.commit)).manifest.revision == SECOND.revision
+    assert kept.manifests() == 2
+    await sessions.close()
+
+
+async def test_a_commit_that_is_not_there_or_of_something_else_is_refused(kept: Kept) -> None:
+    with pytest.raises(NotFound) as raised:
+        await kept.catalog.resolve(MODEL, "ab" * 20)
+    assert raised.value.error_code == "unknown_revision"
+    kept.script.blobs[manifest_path(MODEL, "cd" * 20)] = SECOND.encoded
+    with pytest.raises(IntegrityError):
+        await kept.catalog.resolve(MODEL, "cd" * 20)
+    kept.script.blobs[manifest_path(MODEL, THEIRS.commit)] = THEIRS.encoded
+    for _ in range(2):
+        with pytest.raises(NotFound) as raised:
+            await kept.catalog.resolve(MODEL, THEIRS.commit)
+        assert raised.value.error_code == "unknown_revision"

@@ -17,7 +17,7 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome", "metalink",
+            "plan", "outcome", "metalink", "hub",
         )
     ),
     "origin.tensorfile",
@@ -48,6 +48,7 @@ PURE = [
     "nearshard.doctor.facts",
     "nearshard.doctor.checks",
     "nearshard.doctor.mending",
+    "origin.hub_listing",
 ]  # fmt: skip
 SDK = "nearshard"
 """Its ``__init__`` is the public SDK, with the runtime. Who imports a module below it by name does not use that."""
