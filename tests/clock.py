@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from shared.clock import SystemClock
 
 
@@ -19,3 +21,18 @@ class HandClock(SystemClock):
     def time(self) -> float:
         """The same, for people."""
         return self.since_1970 + self.now - 1000.0
+
+
+class SleepClock(HandClock):
+    """Moves when it is slept: each sleep takes its time, and ``late`` seconds more."""
+
+    def __init__(self, time: float = 0.0, *, late: float = 0.0) -> None:
+        super().__init__(time)
+        self.slept = 0.0
+        self._late = late
+
+    async def sleep(self, seconds: float) -> None:
+        """Let others run."""
+        self.slept += seconds
+        self.now += seconds + self._late
+        await asyncio.sleep(0)

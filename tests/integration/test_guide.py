@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -24,7 +23,7 @@ from shared.errors import IntegrityError, NotFound, RequestError, UpstreamError
 from shared.node import Node
 from shared.view import EPOCH, View
 from shared.web.reads import document
-from shared.web.session import Answered, Fetched, make_session
+from shared.web.session import Answered, Fetched, Sessions
 from tests.scripted import Script, source
 
 DIGEST = digest_of(b"")
@@ -117,17 +116,17 @@ async def clock() -> Clock:
 @pytest.fixture
 async def make(clock: Clock) -> AsyncIterator[Make]:
     """Makes guides."""
-    made: list[tuple[Guide, aiohttp.ClientSession]] = []
+    made: list[tuple[Guide, Sessions]] = []
 
     async def one(*routers: str, kept: Kept | None = None, region: str | None = None) -> Guide:
-        session = make_session()
-        made.append((Guide(session, routers, region, kept or Kept(), clock), session))
+        sessions = Sessions()
+        made.append((Guide(sessions, routers, region, kept or Kept(), clock), sessions))
         return made[-1][0]
 
     yield one
-    for guide, session in made:
+    for guide, sessions in made:
         await guide.close()
-        await session.close()
+        await sessions.close()
 
 
 async def until(check: Callable[[], object]) -> None:
