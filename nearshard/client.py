@@ -35,7 +35,7 @@ from nearshard.manners import Manners
 from nearshard.networks import find_root, state_file
 from shared import codec, plan
 from shared import manifest as manifests
-from shared.clock import SystemClock
+from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of, hex_of
 from shared.errors import (
     BadId,
@@ -120,6 +120,7 @@ class Client:
         token: str = "",
         ca: Path | None = None,
         manners: Manners | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
@@ -130,9 +131,10 @@ class Client:
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
+        self._clock = clock or SystemClock()
         self._manners = manners or Manners()
         self._concurrency = self._manners.connections(concurrency)
-        self._link = Link(SystemClock(), self._manners.policy)
+        self._link = Link(self._clock, self._manners.policy)
         self._kept = kept or Kept()
         self._token = token
         self._private: set[str] = set()
@@ -144,9 +146,7 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._opened = Sessions(self._manners.proxy_of, tls=self._tls, idle=CLIENT_IDLE)
-        self._guided = Guide(
-            self._opened, self.routers, self._region, self._kept, SystemClock(), self._token, self._link
-        )
+        self._guided = Guide(self._opened, self.routers, self._region, self._kept, self._clock, self._token, self._link)
         return self
 
     async def __aexit__(
@@ -256,7 +256,7 @@ class Client:
 
     def _make_trusted(self) -> Trusted:
         """What is known of the metadata from before, in the user's data directory."""
-        file, clock = self._trust_root or find_root(self.routers), SystemClock()
+        file, clock = self._trust_root or find_root(self.routers), self._clock
         root = read_root(file, clock.time(), "trust root")
         kept = TrustFile(state_file(root))
         return Trusted(

@@ -75,15 +75,18 @@ def parse_policy(document: object, current: LinkPolicy) -> LinkPolicy:
         if not isinstance(values["metered"], bool):
             raise ValueError("metered is true or false")
         return LinkPolicy(parse_rate(values["rate"]), windows, upstreams, values["metered"])
-    except (ValueError, TypeError, ValidationError) as error:
+    except (ValueError, TypeError) as error:
         raise RequestError(f"not a link policy: {error}", code="bad_json") from error
 
 
 def parse_rate(value: object) -> int:
     """Bytes a second, from a number or from text like ``2M``, ``5MB`` or ``1MiB``. Raises ValueError."""
-    rate = int(TypeAdapter(ByteSize).validate_python(value))
+    try:
+        rate = int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        rate = -1
     if rate < 0:
-        raise ValueError("a rate is not negative")
+        raise ValueError("a rate is a number of bytes a second, like 5MB; 0 is no cap")
     return rate
 
 
