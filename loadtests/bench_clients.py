@@ -347,15 +347,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark."""
     options = arguments()
-    try:
-        with workspace("bench-clients") as directory:
-            published = prepare(directory, options)
-            wide, where = over_wan(published, directory, options)
-            local = over_loopback(published, directory, options)
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with workspace("bench-clients") as directory:
+        published = prepare(directory, options)
+        wide, where = over_wan(published, directory, options)
+        local = over_loopback(published, directory, options)
     show(wide, local, published, where)
     if options.json:
         samples = {

@@ -23,7 +23,6 @@ import platform
 import re
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -330,13 +329,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark; the exit code says whether its result means something."""
     options = arguments()
-    try:
-        with workspace("bench-cold") as directory:
-            results, where = measure(directory, options)
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with workspace("bench-cold") as directory:
+        results, where = measure(directory, options)
     show(results, options, where)
     if any(sample.strained for result in results for series in result.series for sample in series.samples):
         note("warning: other programs' connections took the kernel's memory for TCP; run it again on a quiet machine")

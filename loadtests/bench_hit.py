@@ -18,7 +18,6 @@ import os
 import platform
 import random
 import re
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -282,19 +281,14 @@ def main() -> None:
     """Run the benchmark; the exit code says whether its result means something."""
     options = arguments()
     available = sorted(os.sched_getaffinity(0))
-    try:
-        with workspace("bench-hit") as directory:
-            results, where = measure(
-                directory,
-                (available[0], available[-1]),
-                memory=options.memory,
-                seconds=options.seconds,
-                rounds=options.rounds,
-            )
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with workspace("bench-hit") as directory:
+        results, where = measure(
+            directory,
+            (available[0], available[-1]),
+            memory=options.memory,
+            seconds=options.seconds,
+            rounds=options.rounds,
+        )
     show(results, where)
     if any(2 * len(result.quiet) < options.rounds for result in results):
         note("warning: other programs were in the way most of the time; run it again on a quiet machine")

@@ -21,7 +21,6 @@ import hashlib
 import json
 import platform
 import re
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -360,13 +359,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark; the exit code says whether its result means something."""
     options = arguments()
-    try:
-        with workspace("bench-node") as directory:
-            result, where = measure(directory, options)
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with workspace("bench-node") as directory:
+        result, where = measure(directory, options)
     show(result, where)
     if options.json:
         options.json.write_text(json.dumps({"where": where, **asdict(result)}, indent=1) + "\n")

@@ -15,7 +15,6 @@ import ssl
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from rich.table import Table
 
 from loadtests.report import console, note, processor, version
+from loadtests.services import workspace
 from origin.tensorfile import TensorEntry, make_header
 
 MEMORY = 256 << 20
@@ -94,8 +94,8 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where files and store are; a temporary folder by default")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        model, store, keys, empty = (Path(name) / part for part in ("model", "store", "keys", "empty"))
+    with workspace("bench-publish", args.folder) as directory:
+        model, store, keys, empty = (directory / part for part in ("model", "store", "keys", "empty"))
         model.mkdir()
         note(f"making {args.size / 1e9:.1f} GB")
         files = make_files(model, args.size, args.files)

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -285,14 +284,9 @@ def main() -> None:
     """Run the benchmark; the exit code says whether it could be run."""
     options = arguments()
     available = sorted(os.sched_getaffinity(0))
-    try:
-        with workspace("bench-router") as directory:
-            cores = (available[0], available[-1])
-            pairs = measure(directory, cores, options.nodes, seconds=options.seconds, rounds=options.rounds)
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with workspace("bench-router") as directory:
+        cores = (available[0], available[-1])
+        pairs = measure(directory, cores, options.nodes, seconds=options.seconds, rounds=options.rounds)
     show(pairs)
     if options.json:
         document: list[Mapping[str, object]] = [asdict(series) for pair in pairs for series in pair]

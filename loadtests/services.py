@@ -42,13 +42,23 @@ class Service:
 
 
 @contextmanager
-def workspace(name: str) -> Iterator[Path]:
-    """A temporary directory, gone at the end; SIGTERM and SIGHUP end the benchmark as Ctrl-C does."""
+def workspace(name: str, within: Path | None = None) -> Iterator[Path]:
+    """What a benchmark runs in: a temporary directory (``within`` another), gone at the end.
+
+    SIGTERM and SIGHUP end it as Ctrl-C does. Raises SystemExit: 130 then; with the message of a BenchmarkError.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup and the like are left alone
             signal.signal(number, _interrupt)
-    with tempfile.TemporaryDirectory(prefix=f"nearshard-{name}-", ignore_cleanup_errors=True) as directory:
-        yield Path(directory)
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=f"nearshard-{name}-", dir=within, ignore_cleanup_errors=True
+        ) as directory:
+            yield Path(directory)
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @contextmanager

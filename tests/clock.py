@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from shared.clock import SystemClock
 
 
 class HandClock(SystemClock):
-    """Stands still until it is moved, both of its faces together."""
+    """Stands still until it is moved or slept, both of its faces together."""
 
-    def __init__(self, time: float = 0.0) -> None:
+    def __init__(self, time: float = 0.0, *, late: float = 0.0) -> None:
+        """``late``: seconds that each sleep takes longer than it should."""
         self.now = 1000.0
         self.since_1970 = time
+        self.slept = 0.0
+        """Seconds that were slept."""
+        self._late = late
 
     def monotonic(self) -> float:
         """Where it stands."""
@@ -22,17 +24,7 @@ class HandClock(SystemClock):
         """The same, for people."""
         return self.since_1970 + self.now - 1000.0
 
-
-class SleepClock(HandClock):
-    """Moves when it is slept: each sleep takes its time, and ``late`` seconds more."""
-
-    def __init__(self, time: float = 0.0, *, late: float = 0.0) -> None:
-        super().__init__(time)
-        self.slept = 0.0
-        self._late = late
-
     async def sleep(self, seconds: float) -> None:
-        """Let others run."""
-        self.slept += seconds
+        """Moves it at once."""
         self.now += seconds + self._late
-        await asyncio.sleep(0)
+        self.slept += seconds

@@ -24,7 +24,7 @@ from nearshard import Client
 from nearshard.manners import parse_manners
 from tests.between import Between, between
 from tests.certificates import Deployment
-from tests.clock import SleepClock
+from tests.clock import HandClock
 from tests.harness import Lab, Service, command, make_model, result, wait_until
 from tests.proxies import http_proxy, socks5
 
@@ -139,7 +139,7 @@ def test_a_network_on_ipv6(net: Net, tmp_path: Path) -> None:
 
 
 async def test_all_connections_together_keep_to_the_rate(net: Net, tmp_path: Path) -> None:
-    clock = SleepClock(time.time())
+    clock = HandClock(time.time())
     async with Client(net.origin.url, manners=parse_manners(limit_rate="1M"), clock=clock) as client:
         got = await client.get("acme/tiny", tmp_path / "x.bin")
     assert (tmp_path / "x.bin").read_bytes() == net.body

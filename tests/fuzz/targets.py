@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
+from securesystemslib.exceptions import FormatError
+from securesystemslib.formats import encode_canonical
 
 from origin.tensorfile import PREFIX, header_length, parse_header
 from router.exchange import from_record, to_record
 from router.location import Regions
-from shared import codec, manifest, plan, view
+from shared import codec, manifest, plan, trust, view
 from shared.conditional import Conditions, Partial, evaluate
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
@@ -21,9 +25,13 @@ from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task, Tensor
 from shared.paths import parse_path
-from shared.trust_names import file_name, parse_file_name
+from shared.publishing import SESSION, Opening, make_opening, parse_opening, parse_shards
+from shared.tokens import AccessList, TokenKey, issue, key_id, parse_scopes, read_claims
+from shared.trust_names import SNAPSHOT, file_name, parse_file_name, public_role
+from shared.trust_names import TARGETS as TARGETS_ROLE
 from shared.web.plain import PlainRequests
 from tests.fuzz.fuzz import Target
+from tests.metadata import Repository
 
 SIZE = 1000
 ETAG = "ab" * 32
@@ -121,6 +129,54 @@ def _trust_file(data: bytes) -> None:
     assert named is None or file_name(*named) == text(data)
 
 
+def _metadata(name: str, data: bytes) -> None:
+    """One file of the metadata, as who may sign it could have signed it; all others are right."""
+    signed = _signed_anew(name, data)
+    if name == ROLE_FILE:
+        FOLLOWED.verify(public_role("acme"), signed, NOW)
+    else:
+        _follow({**FILES, name: signed})
+
+
+def _signed_anew(name: str, data: bytes) -> bytes:
+    try:
+        document = json.loads(data)
+        words = str(encode_canonical(document["signed"])).encode()
+        document["signatures"] = [signer.sign(words).to_dict() for signer in SIGNERS[name]]
+        return json.dumps(document).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError):
+        return data
+
+
+def _follow(files: Mapping[str, bytes]) -> trust.Trust:
+    """What comes of following a source that has these files, to the end."""
+    steps = trust.refresh(trust.begin(files["1.root.json"], None, NOW), files["timestamp.json"], NOW)
+    wanted = next(steps)
+    try:
+        while True:
+            wanted = steps.send(files.get(wanted.name))
+    except StopIteration as stop:
+        made: trust.Trust = stop.value
+    made.take(public_role("acme"), files[ROLE_FILE], NOW)
+    return made
+
+
+def _kept(data: bytes) -> None:
+    trust.begin(FILES["1.root.json"], trust.Kept.decode(data), NOW)
+
+
+def _token(data: bytes) -> None:
+    assert ACCESS.verify(text(data), NOW) == read_claims(text(data)), "who may verify reads the same"
+
+
+def _access(data: bytes) -> None:
+    AccessList.parse(codec.decode_json(data)).document()
+
+
+def _opening(data: bytes) -> None:
+    parse_opening("acme/minilm", data, KEY.sign(SESSION + data).hex())
+
+
 def _forwarded(data: bytes) -> None:
     lines = text(data).split("\n")
     Regions({"10.0.0.0/8": "north"}, "south", trusted=["10.9.0.0/16"]).find(None, "10.9.0.1", lines)
@@ -149,7 +205,22 @@ def _safetensors() -> list[bytes]:
 
 
 TOLD, SIGNED = sign(KEY, HEARTBEAT, {**HEARTBEAT_OF, "rtt": {"south": 12.5}})
-# The files of the signed metadata: one line for each parser of shared/trust.py.
+NOW = 1_800_000_000.0
+REPOSITORY = Repository(now=NOW, hashes=False)
+REPOSITORY.publish("acme/minilm", "main", MANIFEST.encoded)
+ROLE_FILE = file_name(public_role("acme"), REPOSITORY.versions[public_role("acme")])
+SIGNERS = {
+    "1.root.json": REPOSITORY.root_keys,
+    "timestamp.json": [REPOSITORY.online_key],
+    file_name(SNAPSHOT, REPOSITORY.versions[SNAPSHOT]): [REPOSITORY.online_key],
+    file_name(TARGETS_ROLE, REPOSITORY.versions[TARGETS_ROLE]): [REPOSITORY.targets_key],
+    ROLE_FILE: [REPOSITORY.publisher_key],
+}
+FILES = dict(REPOSITORY.files)
+FOLLOWED = _follow(FILES)
+ACCESS = AccessList([TokenKey(key_id(KEY.public), KEY.public)], {"gone": NOW + 900})
+TOKEN = issue(KEY, parse_scopes(["acme/*:read"]), token_id="t", now=NOW, lifetime=900)
+OPENING, _ = make_opening(Opening("acme/minilm", "ab" * 16, KEY.public, False), KEY)
 TARGETS = [
     Target("task id", _task_id, _all(TASK_IDS)),
     Target("path", _path, _all(PATHS)),
@@ -171,5 +242,12 @@ TARGETS = [
     Target("region", _said_region, _all(["north", "eu-1.a_b"])),
     Target("X-Forwarded-For", _forwarded, _all(HOPS)),
     Target("safetensors", _tensors, _safetensors()),
+    *(Target(f"metadata {name}", partial(_metadata, name), [FILES[name]]) for name in SIGNERS),
+    Target("kept metadata", _kept, [FOLLOWED.kept().encode()]),
+    Target("token", _token, _all([TOKEN])),
+    Target("claims of a token", lambda data: read_claims(text(data)), _all([TOKEN])),
+    Target("access list", _access, [codec.encode_json(ACCESS.document())]),
+    Target("opening of a session", _opening, [OPENING]),
+    Target("shards of a session", parse_shards, [codec.encode_json({"shards": {A: 100, B: 50}})]),
     Target("trust file name", _trust_file, _all(["timestamp.json", "12.root.json", "3.acme~private.json"])),
 ]  # fmt: skip

@@ -15,7 +15,6 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shared import log, plan
-from shared.clock import SystemClock
 from shared.digest import digest_of
 from shared.errors import KeyRevoked, NotFound, UpstreamError
 from shared.keys import NodeKey
@@ -28,6 +27,7 @@ from shared.web.access import Gate
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
 from shared.web.server import Runner
+from tests.clock import HandClock
 
 NOW = 1_800_000_000.0
 KEY = NodeKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
@@ -37,16 +37,6 @@ SECRET, PUBLIC = "acme/secret", "acme/public"
 DIGEST = digest_of(b"shard")
 EVERY = ["/models/{}", "/models/{}/manifests/main", "/models/{}/manifests/" + digest_of(b"x"), "/shards/{}",
          "/shards/{}:nope@v9", "/models/{}/files/main/config.json", "/models/{}/blobs/" + DIGEST]  # fmt: skip
-
-
-class Clock(SystemClock):
-    """Stands still until it is moved."""
-
-    now = NOW
-
-    def time(self) -> float:
-        """Where it stands."""
-        return self.now
 
 
 @dataclass
@@ -94,7 +84,7 @@ class Network:
 
     access: AccessList
     tier: Tier
-    clock: Clock
+    clock: HandClock
     url: str = ""
     public: set[str] = field(default_factory=lambda: {PUBLIC})
     error: UpstreamError | None = None
@@ -141,7 +131,7 @@ async def net() -> AsyncIterator[Network]:
 @asynccontextmanager
 async def serving(*, sends_on: bool = False) -> AsyncIterator[Network]:
     """One such service, or a router before it."""
-    made = Network(AccessList([TokenKey(key_id(KEY.public), KEY.public)], {}), Tier(), Clock())
+    made = Network(AccessList([TokenKey(key_id(KEY.public), KEY.public)], {}), Tier(), HandClock(NOW))
     app = make_app("test", made.clock, Metrics(), log.get("test"))
     add_routes(app, made.tier, Gate(made, made.clock, sends_on=sends_on), Metrics())
     runner = Runner(app, access_log=None)

@@ -26,28 +26,13 @@ from shared.node import Node
 from shared.view import EPOCH, View
 from shared.web.reads import document
 from shared.web.session import Answered, Fetched, Sessions
+from tests.clock import HandClock
 from tests.scripted import Script, source
 
 DIGEST = digest_of(b"")
 NOBODY = "http://127.0.0.1:9"
 NODES = (Node("a", "http://127.0.0.1:1", "north", 1), Node("b", "http://127.0.0.1:2", "north", 1))
 VIEW = View(5, "north", ("north",), NODES, origins=("http://127.0.0.1:3",))
-
-
-class Clock:
-    """Time that moves when it is told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @dataclass
@@ -110,13 +95,13 @@ Make = Callable[..., Awaitable[Guide]]
 
 
 @pytest.fixture
-async def clock() -> Clock:
+async def clock() -> HandClock:
     """Of the guides."""
-    return Clock()
+    return HandClock(1000.0)
 
 
 @pytest.fixture
-async def make(clock: Clock) -> AsyncIterator[Make]:
+async def make(clock: HandClock) -> AsyncIterator[Make]:
     """Makes guides."""
     made: list[tuple[Guide, Sessions]] = []
 
@@ -144,7 +129,7 @@ def bases(guide: Guide) -> list[str]:
 
 
 async def test_a_view_is_asked_for_once_and_then_confirmed_when_it_is_old(
-    router: Router, clock: Clock, make: Make
+    router: Router, clock: HandClock, make: Make
 ) -> None:
     guide = await make(router.url)
     for _ in range(3):
@@ -160,7 +145,7 @@ async def test_a_view_is_asked_for_once_and_then_confirmed_when_it_is_old(
 
 
 async def test_beside_a_download_an_old_view_is_renewed_and_nobody_waits_for_it(
-    router: Router, clock: Clock, make: Make
+    router: Router, clock: HandClock, make: Make
 ) -> None:
     guide = await make(router.url)
     await guide.ready()
@@ -188,7 +173,7 @@ async def test_another_epoch_is_a_reason_to_ask(router: Router, make: Make, base
 
 
 async def test_routers_that_count_by_themselves_and_nodes_that_lie_cause_no_storm(
-    router: Router, clock: Clock, make: Make
+    router: Router, clock: HandClock, make: Make
 ) -> None:
     guide = await make(router.url)
     await guide.ready()
@@ -240,7 +225,7 @@ async def test_a_router_that_is_away_is_passed_over_and_remembered(router: Route
 
 
 async def test_with_all_routers_away_the_last_view_is_used_and_with_none_it_is_an_error(
-    clock: Clock, make: Make, tmp_path: Path
+    clock: HandClock, make: Make, tmp_path: Path
 ) -> None:
     file = tmp_path / "x.json"
     async with serving(Router()) as router:
@@ -254,7 +239,7 @@ async def test_with_all_routers_away_the_last_view_is_used_and_with_none_it_is_a
         await (await make(router.url)).ready()
 
 
-async def test_what_was_kept_is_used_unasked_while_it_is_fresh(router: Router, clock: Clock, make: Make) -> None:
+async def test_what_was_kept_is_used_unasked_while_it_is_fresh(router: Router, clock: HandClock, make: Make) -> None:
     kept = Kept()
     kept.save(Stored(router.view, "", router.url, clock.now - FRESH + 1))
     guide = await make(router.url, kept=kept)
@@ -283,7 +268,7 @@ async def test_a_router_in_trouble_is_not_taken_for_something_else(router: Route
         await (await make(router.url)).ready()
 
 
-async def test_a_view_that_makes_no_sense_replaces_none(router: Router, clock: Clock, make: Make) -> None:
+async def test_a_view_that_makes_no_sense_replaces_none(router: Router, clock: HandClock, make: Make) -> None:
     guide = await make(router.url)
     await guide.ready()
     clock.now += FRESH
@@ -294,7 +279,7 @@ async def test_a_view_that_makes_no_sense_replaces_none(router: Router, clock: C
 # Failures
 
 
-async def test_who_failed_is_tried_last_for_a_while(router: Router, clock: Clock, make: Make) -> None:
+async def test_who_failed_is_tried_last_for_a_while(router: Router, clock: HandClock, make: Make) -> None:
     guide = await make(router.url)
     await guide.ready()
     first = bases(guide)[0]
@@ -304,7 +289,7 @@ async def test_who_failed_is_tried_last_for_a_while(router: Router, clock: Clock
     assert bases(guide)[0] == first
 
 
-async def test_a_node_that_fails_is_reported_once_in_a_while(router: Router, clock: Clock, make: Make) -> None:
+async def test_a_node_that_fails_is_reported_once_in_a_while(router: Router, clock: HandClock, make: Make) -> None:
     guide = await make(router.url)
     await guide.ready()
     for _ in range(5):
@@ -326,7 +311,7 @@ async def test_a_node_that_fails_is_reported_once_in_a_while(router: Router, clo
 
 
 async def test_a_metered_link_carries_no_reports_and_no_questions_beside_what_is_fetched(
-    router: Router, clock: Clock
+    router: Router, clock: HandClock
 ) -> None:
     sessions, link = Sessions(), Link(clock, LinkPolicy(metered=True))
     guide = Guide(sessions, [router.url], None, Kept(), clock, link=link)
@@ -344,7 +329,7 @@ async def test_a_metered_link_carries_no_reports_and_no_questions_beside_what_is
         await sessions.close()
 
 
-async def test_documents_count_on_the_link(router: Router, clock: Clock) -> None:
+async def test_documents_count_on_the_link(router: Router, clock: HandClock) -> None:
     before = clock.now
     sessions = Sessions()
     guide = Guide(sessions, [router.url], None, Kept(), clock, link=Link(clock, LinkPolicy(rate=10)))
@@ -362,7 +347,7 @@ async def _take(url: str, _: Fetched) -> str:
 
 
 async def test_the_hosts_of_a_view_are_looked_up_before_anybody_asks_them(
-    router: Router, clock: Clock, make: Make, monkeypatch: pytest.MonkeyPatch
+    router: Router, clock: HandClock, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nodes = tuple(replace(node, url=f"http://{node.id}.invalid:8720") for node in NODES[:2])
     router.view = View(5, "north", ("north",), nodes, origins=("http://origin.invalid:8710",))
@@ -378,7 +363,7 @@ async def test_the_hosts_of_a_view_are_looked_up_before_anybody_asks_them(
     await until(lambda: asked == {f"{node.id}.invalid" for node in nodes} | {"origin.invalid"})
 
 
-async def test_a_report_that_nobody_hears_is_no_error(make: Make, clock: Clock) -> None:
+async def test_a_report_that_nobody_hears_is_no_error(make: Make, clock: HandClock) -> None:
     async with serving(Router()) as router:
         guide = await make(router.url)
         await guide.ready()

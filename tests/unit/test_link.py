@@ -10,7 +10,7 @@ import pytest
 from shared.clock import SystemClock
 from shared.errors import RequestError
 from shared.link import STEP, Link, LinkPolicy, Throttle, parse_policy
-from tests.clock import SleepClock
+from tests.clock import HandClock
 
 
 def at(hour: int, minute: int = 0) -> datetime:
@@ -42,7 +42,7 @@ def test_a_bad_policy_is_refused(document: object) -> None:
 
 
 async def test_a_throttle_lets_bytes_pass_at_its_rate() -> None:
-    clock = SleepClock()
+    clock = HandClock()
     throttle = Throttle(clock)
     for _ in range(50):
         await throttle.take(2000, lambda: 10_000)
@@ -52,14 +52,14 @@ async def test_a_throttle_lets_bytes_pass_at_its_rate() -> None:
 
 
 async def test_connections_share_a_rate_also_where_one_read_takes_seconds_of_it() -> None:
-    clock = SleepClock()
+    clock = HandClock()
     throttle = Throttle(clock)
     await asyncio.gather(*(throttle.take(300_000, lambda: 100_000) for _ in range(4)))
     assert clock.slept == pytest.approx(12.0)
 
 
 async def test_time_that_was_slept_too_long_is_made_up_for_and_time_without_readers_is_not() -> None:
-    clock = SleepClock(late=0.01)
+    clock = HandClock(late=0.01)
     throttle = Throttle(clock)
     for _ in range(1000):
         await throttle.take(1000, lambda: 100_000)
@@ -71,7 +71,7 @@ async def test_time_that_was_slept_too_long_is_made_up_for_and_time_without_read
 
 
 async def test_a_cap_that_is_raised_helps_at_once_also_those_who_wait() -> None:
-    clock = SleepClock()
+    clock = HandClock()
     throttle = Throttle(clock)
     rates = iter([100] * 4)
     await asyncio.gather(*(throttle.take(1000, lambda: next(rates, 10**9)) for _ in range(20)))
@@ -80,7 +80,7 @@ async def test_a_cap_that_is_raised_helps_at_once_also_those_who_wait() -> None:
 
 async def test_a_link_keeps_the_rate_of_the_hour_and_the_next_ones_when_that_comes() -> None:
     midnight = datetime(2026, 1, 5).astimezone().timestamp()
-    clock = SleepClock(midnight + 8 * 3600 - 10)
+    clock = HandClock(midnight + 8 * 3600 - 10)
     link = Link(clock, LinkPolicy(1000, {"08:00-18:00": 100}))
     await link.take(10_000)
     assert clock.slept == pytest.approx(10.0)

@@ -14,7 +14,7 @@ from nearshard.progress import Events
 from nearshard.room import check_room
 from shared.errors import ConfigError, DiskFull, NotFound, RequestError
 from shared.link import LinkPolicy
-from tests.clock import SleepClock
+from tests.clock import HandClock
 
 
 def test_manners_are_said_as_people_say_them() -> None:
@@ -67,7 +67,7 @@ class Lines(list[dict[str, Any]]):
 
 
 def test_events_are_lines_and_progress_comes_once_a_second() -> None:
-    clock, lines = SleepClock(), Lines()
+    clock, lines = HandClock(), Lines()
     events = Events(lines.write, clock)
     events.begin("acme/tiny:half")
     for second in range(31):
@@ -84,7 +84,7 @@ def test_events_are_lines_and_progress_comes_once_a_second() -> None:
 
 
 def test_a_rate_is_of_the_last_seconds_and_never_below_nothing() -> None:
-    clock, lines = SleepClock(), Lines()
+    clock, lines = HandClock(), Lines()
     events = Events(lines.write, clock)
     for had in [0, 50_000, *[51_000] * 30, 1000]:
         events.progress(had, 100_000)
@@ -95,7 +95,7 @@ def test_a_rate_is_of_the_last_seconds_and_never_below_nothing() -> None:
 
 def test_an_error_is_the_last_event() -> None:
     lines = Lines()
-    Events(lines.write, SleepClock()).failed(NotFound("no task x", code="unknown_task", public={"tasks": ["all"]}))
+    Events(lines.write, HandClock()).failed(NotFound("no task x", code="unknown_task", public={"tasks": ["all"]}))
     assert lines == [
         {"event": "error", "code": "unknown_task", "exit_code": 8, "message": "no task x", "tasks": ["all"]}
     ]

@@ -9,21 +9,7 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from shared.web.resolver import FRESH, STALE, AheadResolver
-
-
-class Clock:
-    """Time that a test moves."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
+from tests.clock import HandClock
 
 
 class Inner(AbstractResolver):
@@ -54,7 +40,7 @@ async def settle() -> None:
 
 async def test_names_are_looked_up_ahead_and_once_however_many_ask() -> None:
     inner = Inner()
-    resolver = AheadResolver(Clock(), inner)
+    resolver = AheadResolver(HandClock(), inner)
     resolver.ahead(["http://a:1", "http://a:2/x", "https://b"])
     await settle()
     results = await asyncio.gather(*(resolver.resolve("a", 80) for _ in range(10)))
@@ -64,7 +50,7 @@ async def test_names_are_looked_up_ahead_and_once_however_many_ask() -> None:
 
 
 async def test_a_name_is_renewed_beside_the_requests_that_use_it() -> None:
-    clock, inner = Clock(), Inner()
+    clock, inner = HandClock(), Inner()
     resolver = AheadResolver(clock, inner)
     await resolver.resolve("a")
     clock.now += FRESH
@@ -75,7 +61,7 @@ async def test_a_name_is_renewed_beside_the_requests_that_use_it() -> None:
 
 
 async def test_without_a_resolver_a_name_is_good_for_an_hour() -> None:
-    clock, inner = Clock(), Inner()
+    clock, inner = HandClock(), Inner()
     resolver = AheadResolver(clock, inner)
     await resolver.resolve("a")
     inner.fails = True

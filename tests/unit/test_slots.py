@@ -6,7 +6,7 @@ import asyncio
 from itertools import pairwise
 
 from edge_node.slots import AT_FIRST, FORGET, MOST, Slots
-from tests.clock import SleepClock
+from tests.clock import HandClock
 
 
 def urgent() -> int:
@@ -15,7 +15,7 @@ def urgent() -> int:
 
 
 async def test_clients_go_before_preheating() -> None:
-    slots = Slots(SleepClock())
+    slots = Slots(HandClock())
     for _ in range(AT_FIRST):
         await slots.acquire(urgent)
     order: list[str] = []
@@ -35,7 +35,7 @@ async def test_clients_go_before_preheating() -> None:
 
 
 async def test_a_waiter_that_gives_up_loses_no_slot() -> None:
-    slots = Slots(SleepClock())
+    slots = Slots(HandClock())
     for _ in range(AT_FIRST):
         await slots.acquire(urgent)
     waiter = asyncio.create_task(slots.acquire(urgent))
@@ -52,7 +52,7 @@ async def test_a_waiter_that_gives_up_loses_no_slot() -> None:
 async def run_link(per_connection: int, whole: int, *, seconds: int = 60) -> list[int]:
     """Many waiting, over a link that gives each connection so much and all together no more than ``whole`` bytes a
     second: how many there were, second by second."""
-    clock = SleepClock()
+    clock = HandClock()
     slots = Slots(clock)
     waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(1000)]
     await asyncio.sleep(0)
@@ -81,7 +81,7 @@ async def test_what_was_not_worth_it_is_given_up_one_by_one() -> None:
 
 
 async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_connections() -> None:
-    clock = SleepClock()
+    clock = HandClock()
     slots = Slots(clock)
     waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(100)]
     await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_conne
 
 
 async def test_what_was_learned_of_a_link_is_forgotten_when_it_is_not_used() -> None:
-    clock = SleepClock()
+    clock = HandClock()
     slots = Slots(clock)
     slots.limit = MOST
     clock.now += FORGET + 1
@@ -104,7 +104,7 @@ async def test_what_was_learned_of_a_link_is_forgotten_when_it_is_not_used() -> 
 
 
 async def test_who_becomes_urgent_while_it_waits_goes_first() -> None:
-    slots = Slots(SleepClock())
+    slots = Slots(HandClock())
     for _ in range(AT_FIRST):
         await slots.acquire(urgent)
     ranks = {"first": 1, "second": 1}
