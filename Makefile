@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
-	bench-publish simulate clean lock
+	bench-publish bench-clients simulate clean lock
 
 setup: $(STAMP)
 
@@ -52,6 +52,11 @@ bench-router: setup
 bench-cold: setup
 	scripts/need iproute2 aria2 curl
 	$(BIN)/python -m loadtests.bench_cold
+
+# Root only, likewise; a few minutes.
+bench-clients: setup
+	scripts/need iproute2 aria2 curl
+	$(BIN)/python -m loadtests.bench_clients
 
 bench-node: setup
 	$(BIN)/python -m loadtests.bench_node

@@ -17,7 +17,6 @@ from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
 from edge_node.fill import Fills
 from edge_node.identity import own_key, write_identity
-from edge_node.link import LinkPolicy
 from edge_node.membership import Membership
 from edge_node.operations import Operations
 from edge_node.peers import HOP, Peers
@@ -29,6 +28,7 @@ from edge_node.upstream import Upstreams
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.errors import ConfigError
+from shared.link import LinkPolicy
 from shared.metrics import Metrics
 from shared.node import State
 from shared.token_file import TokenFile
@@ -56,7 +56,7 @@ def build_app(
     rng = random.Random()  # noqa: S311 - jitter, not secrets
     server = f"nearshard-edge {settings.node}"
     advertised = settings.advertise or url
-    sessions = Sessions(settings.upstream_proxies, TokenFile(settings.token), certificates)
+    sessions = Sessions(settings.upstream_proxies.get, TokenFile(settings.token), certificates)
     memory = MemoryTier(settings.memory, metrics)
     disk = DiskTier(settings.data, settings.disk, clock, metrics, log)
     try:
@@ -105,7 +105,7 @@ def build_app(
         known_public=trusted.known_public,
         small_model=settings.small_model,
     )
-    upstreams.policy = LinkPolicy(
+    upstreams.link.policy = LinkPolicy(
         settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
     )
     operations = Operations(cache, catalog, trusted, upstreams, settings.data, clock, log)

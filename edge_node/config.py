@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import AfterValidator, ByteSize, Field, model_validator
 
 from shared.config import HttpUrl, Name, ServiceSettings, TrustRoot, size
+from shared.link import parse_window
+from shared.proxy import parse_proxy
 
 PROFILES: dict[str, dict[str, Any]] = {"gateway": {"memory": "64MiB", "disk": "2GiB", "small_model": "500MB"}}
+
+Window = Annotated[str, AfterValidator(parse_window)]
+Proxy = Annotated[str, AfterValidator(parse_proxy)]
 
 
 class EdgeSettings(ServiceSettings):
@@ -50,13 +55,13 @@ class EdgeSettings(ServiceSettings):
         size("0"), ge=0, description="Shards of models up to this size are evicted after all others; 0: no difference."
     )
     link_rate: ByteSize = Field(size("0"), ge=0, description="Bytes a second over the link upstream; 0 is no cap.")
-    link_windows: dict[str, ByteSize] = Field(
+    link_windows: dict[Window, ByteSize] = Field(
         default_factory=dict, description='Other caps by local time of day, as {"08:00-18:00": "2MB"}.'
     )
     upstream_rates: dict[HttpUrl, ByteSize] = Field(
         default_factory=dict, description="Caps by upstream URL, on top of the node's."
     )
-    upstream_proxies: dict[HttpUrl, str] = Field(
+    upstream_proxies: dict[HttpUrl, Proxy] = Field(
         default_factory=dict, description="Proxy by upstream URL: http://, socks5:// or socks5h://host:port."
     )
     metered: bool = Field(False, description="Fetch only what clients ask for; preheating waits.")

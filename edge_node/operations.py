@@ -16,7 +16,6 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from edge_node.cache import Cache
-from edge_node.link import LinkPolicy, parse_policy
 from edge_node.shard_key import ShardKey, shard_key
 from edge_node.upstream import Upstreams
 from shared.catalog import Catalog
@@ -26,6 +25,7 @@ from shared.digest import parse_digest
 from shared.errors import DecodeError, NearshardError, NotFound
 from shared.files import replace_file
 from shared.ids import parse_task_id
+from shared.link import LinkPolicy, parse_policy
 from shared.tasks import end
 from shared.web.trusted import Trusted
 
@@ -77,13 +77,13 @@ class Operations:
     @property
     def policy(self) -> LinkPolicy:
         """The link's policy now."""
-        return self._upstreams.policy
+        return self._upstreams.link.policy
 
     def change_policy(self, document: object) -> LinkPolicy:
         """Change some of it; takes effect with the next bytes. Raises RequestError."""
-        self._upstreams.policy = parse_policy(document, self._upstreams.policy)
-        self._log.info("link policy changed", **self._upstreams.policy.as_json())
-        return self._upstreams.policy
+        self._upstreams.link.policy = parse_policy(document, self._upstreams.link.policy)
+        self._log.info("link policy changed", **self._upstreams.link.policy.as_json())
+        return self._upstreams.link.policy
 
     def drain(self, draining: bool) -> None:
         """Ask routers to send nobody here any more, or to begin again. Lasts until a restart."""
@@ -115,7 +115,7 @@ class Operations:
 
         async def work() -> None:
             for key, size in waiting:
-                while self._upstreams.policy.metered:
+                while self._upstreams.link.policy.metered:
                     job.state = "paused: the link is metered"
                     await self._clock.sleep(PAUSE)
                 job.state = "running"

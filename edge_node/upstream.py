@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 import aiohttp
 
-from edge_node.link import LinkPolicy, Rank, Slots, Throttle
 from edge_node.peers import HOP, Peers
 from edge_node.shard_key import ShardKey, digest_in, model_in, path_of
+from edge_node.slots import Rank, Slots
 from shared.clock import Clock
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
+from shared.link import Link, Throttle
 from shared.manifest import MAX_SHARD
 from shared.metrics import Metrics
 from shared.outcome import Outcome
@@ -112,8 +112,7 @@ class Upstreams:
         self._clock = clock
         self._above = [self._source(url, Outcome.FILL_PARENT) for url in parents]
         self._above += [self._source(url, Outcome.FILL_ORIGIN) for url in urls]
-        self.policy = LinkPolicy()
-        self._throttle = Throttle(clock)
+        self.link = Link(clock)
         self.peers = Peers(node, 1) if peers is None else peers
         self._peer_sources: dict[str, Source] = {}
         self._node = node
@@ -160,9 +159,8 @@ class Upstreams:
         self.received[source.outcome] += size
         self._metrics.received.labels(source.url).inc(size)
         if source.outcome is not Outcome.FILL_PEER:
-            local = datetime.fromtimestamp(self._clock.time()).astimezone()
-            await self._throttle.take(size, self.policy.rate_at(local))
-            await source.throttle.take(size, self.policy.upstreams.get(source.url, 0))
+            await self.link.take(size)
+            await source.throttle.take(size, lambda: self.link.policy.upstreams.get(source.url, 0))
 
     def part(self, source: Source) -> int | None:
         """Bytes that one stream of several is to be asked for; None where one stream should have it all."""

@@ -5,6 +5,7 @@ Nothing is under a final name before all of its bytes are, verified.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -14,8 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nearshard.room import check_room
 from shared.digest import Digest
-from shared.errors import DiskError, IntegrityError, LocalError
+from shared.errors import DiskError, DiskFull, IntegrityError, LocalError
 from shared.layout import Layout
 
 BLOCK = 1 << 20
@@ -47,7 +49,8 @@ class _Place:
 class Assembly:
     """Targets (path to layout) that are assembled from shards in any order. A context manager.
 
-    All methods block on the disk: call them from a thread. Raises DiskError, TargetExists.
+    All methods block on the disk: call them from a thread. Raises DiskError (DiskFull before anything is touched
+    where they would not fit), TargetExists.
     """
 
     def __init__(self, targets: Mapping[Path, Layout], *, force: bool) -> None:
@@ -56,8 +59,10 @@ class Assembly:
         self.kept: list[Path] = []
         """Targets that had the right bytes already."""
         try:
-            for target, layout in targets.items():
-                self._add(target, layout, force=force)
+            wanted = {target: layout for target, layout in targets.items() if self._wants(target, layout, force=force)}
+            check_room({target: layout.size for target, layout in wanted.items()})
+            for target, layout in wanted.items():
+                self._add(target, layout)
         except OSError as error:
             self.close()
             raise _disk_error(error) from error
@@ -106,14 +111,17 @@ class Assembly:
             part.temporary.unlink(missing_ok=True)
         self._parts.clear()
 
-    def _add(self, target: Path, layout: Layout, *, force: bool) -> None:
+    def _wants(self, target: Path, layout: Layout, *, force: bool) -> bool:
         if target.is_dir():
             raise TargetExists(f"{target}: is a directory")
         if target.exists() and not force:
             if not _same(target, layout):
                 raise TargetExists(f"{target}: is there already, with other bytes; --force replaces it")
             self.kept.append(target)
-            return
+            return False
+        return True
+
+    def _add(self, target: Path, layout: Layout) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
@@ -145,4 +153,5 @@ def _sha256(descriptor: int) -> str:
 
 
 def _disk_error(error: OSError) -> DiskError:
-    return DiskError(f"{error.filename or 'the disk'}: {error.strerror}")
+    kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else DiskError
+    return kind(f"{error.filename or 'the disk'}: {error.strerror}")

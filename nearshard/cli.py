@@ -10,32 +10,23 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from nearshard.accept import accept
 from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
-from nearshard.client import Progress as OnProgress
 from nearshard.doctor.command import Options as DoctorOptions
 from nearshard.doctor.command import run as run_doctor
 from nearshard.enroll import change_file, enrolled_of, read_identity
 from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
+from nearshard.manners import Manners, parse_manners
 from nearshard.mirrored import say_waiting
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
+from nearshard.progress import OnProgress, shown, told
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
@@ -89,6 +80,31 @@ Ca = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print one line of JSON for each event; the result is the last.")
+]
+LimitRate = Annotated[
+    str,
+    typer.Option(
+        "--limit-rate", envvar="NEARSHARD_LIMIT_RATE", help="Bytes a second of all connections, like 2M; 0 is no cap."
+    ),
+]
+Windows = Annotated[
+    list[str] | None,
+    typer.Option("--window", envvar="NEARSHARD_WINDOWS", help="HH:MM-HH:MM=RATE, another cap by time; again for more."),
+]
+Metered = Annotated[
+    bool,
+    typer.Option("--metered", envvar="NEARSHARD_METERED", help="The link costs by the byte: only what is asked for."),
+]
+Proxy = Annotated[
+    str,
+    typer.Option(
+        "--proxy",
+        envvar="NEARSHARD_PROXY",
+        help="http://, socks5:// or socks5h://[user:password@]host:port; env: by HTTP_PROXY, NO_PROXY and their like.",
+    ),
+]
 
 
 @app.command("get", epilog="Example: nearshard get demo/minilm:embed-3l@v2 -o embed-3l/")
@@ -103,15 +119,17 @@ def get_command(
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    limit_rate: LimitRate = "0",
+    window: Windows = None,
+    metered: Metered = False,
+    proxy: Proxy = "",
     force: Force = False,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
-    with _bar(task_id, quiet=quiet or as_json) as progress:
-        client = _client(router, region, trust_root, token, ca)
-        got = client.get(task_id, output, force=force, progress=progress)
-    _report(got, quiet=quiet, as_json=as_json)
+    client = _client(router, region, trust_root, token, ca, _manners(limit_rate, window, metered, proxy))
+    _transfer(task_id, lambda p: client.get(task_id, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
 @app.command("pull", epilog="Example: nearshard pull demo/minilm@v2 -o minilm/")
@@ -123,26 +141,63 @@ def pull_command(
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    limit_rate: LimitRate = "0",
+    window: Windows = None,
+    metered: Metered = False,
+    proxy: Proxy = "",
     force: Force = False,
     quiet: Quiet = False,
-    as_json: Json = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Fetch all files of a model, verified, from the nearest nodes."""
-    name, _, ref = model.partition("@")
-    with _bar(model, quiet=quiet or as_json) as progress:
-        client = _client(router, region, trust_root, token, ca)
-        got = client.pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
-    _report(got, quiet=quiet, as_json=as_json)
+    name, _, found = model.partition("@")
+    ref = found or DEFAULT_REF
+    client = _client(router, region, trust_root, token, ca, _manners(limit_rate, window, metered, proxy))
+    _transfer(model, lambda p: client.pull(name, ref, output, force=force, progress=p), quiet=quiet, as_json=as_json)
+
+
+def _manners(limit_rate: str, windows: list[str] | None, metered: bool, proxy: str) -> Manners:
+    return parse_manners(limit_rate=limit_rate, windows=_by_window(windows or []), metered=metered, proxy=proxy)
+
+
+def _by_window(words: list[str]) -> dict[str, str]:
+    """``HH:MM-HH:MM=RATE``, each."""
+    return dict(word.partition("=")[::2] for word in words)
+
+
+def _transfer(what: str, fetch: Callable[[OnProgress | None], Got], *, quiet: bool, as_json: bool) -> None:
+    """Fetch, and show on the way what was asked for."""
+    if as_json:
+        with told(what) as events:
+            events.done(_document(fetch(events.progress)))
+        return
+    with shown(what, quiet=quiet) as progress:
+        got = fetch(progress)
+    if not quiet:
+        _report(got)
 
 
 def _client(
-    router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
+    router: list[str],
+    region: str | None,
+    trust_root: Path | None,
+    token_file: Path | None,
+    ca: Path | None,
+    manners: Manners,
 ) -> SyncClient:
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
     kept = Kept(cache_file(routers, region))
+    token = _token(token_file)
     return SyncClient(
-        routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca, waiting=say_waiting
+        routers,
+        region=region,
+        kept=kept,
+        trust_root=trust_root,
+        token=token,
+        ca=ca,
+        manners=manners,
+        waiting=say_waiting,
     )
 
 
@@ -236,7 +291,7 @@ def link_command(
     if rate is not None:
         change["rate"] = rate
     if window:
-        change["windows"] = dict(item.partition("=")[::2] for item in window)
+        change["windows"] = _by_window(window)
     if metered is not None:
         change["metered"] = metered
     nodes = _nodes(data, node)
@@ -379,7 +434,7 @@ def _nodes(data: Path, names: list[str] | None) -> list[NodeAccess]:
 
 def _follow(path: str, what: str, data: Path, names: list[str] | None, *, as_json: bool) -> None:
     nodes = _nodes(data, names)
-    with _bar(what, quiet=as_json) as progress:
+    with shown(what, quiet=as_json) as progress:
 
         def show(jobs: Mapping[str, Mapping[str, int]]) -> None:
             if progress:
@@ -413,39 +468,28 @@ def _add_programs() -> None:
 _add_programs()
 
 
-@contextmanager
-def _bar(name: str, *, quiet: bool) -> Iterator[OnProgress | None]:
-    """A progress bar on a terminal, nothing anywhere else."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
-        row = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+def _document(got: Got) -> dict[str, object]:
+    """For programs."""
+    return {
+        "model": got.model,
+        "revision": got.revision,
+        "paths": [str(path) for path in got.paths],
+        "size": got.size,
+        "moved": got.moved,
+        "seconds": round(got.seconds, 3),
+        "sources": [{"url": url, "outcome": how, "bytes": n} for (url, how), n in got.sources.items()],
+    }
 
 
-def _report(got: Got, *, quiet: bool, as_json: bool) -> None:
-    if as_json:
-        document = {
-            "model": got.model,
-            "revision": got.revision,
-            "paths": [str(path) for path in got.paths],
-            "size": got.size,
-            "moved": got.moved,
-            "seconds": round(got.seconds, 3),
-            "sources": [{"url": url, "outcome": how, "bytes": n} for (url, how), n in got.sources.items()],
-        }
-        sys.stdout.write(json.dumps(document) + "\n")
-    elif not quiet:
-        for path in got.paths:
-            sys.stdout.write(f"{path}\n")
-        served = ", ".join(f"{n / 1e6:.1f} MB {how} from {url}" for (url, how), n in sorted(got.sources.items()))
-        sys.stdout.write(
-            f"{got.model} {got.revision[:19]}: {got.size / 1e6:.1f} MB in {got.seconds:.2f} s"
-            f" ({served or 'all of it was there'})\n"
-        )
+def _report(got: Got) -> None:
+    """For people."""
+    for path in got.paths:
+        sys.stdout.write(f"{path}\n")
+    served = ", ".join(f"{n / 1e6:.1f} MB {how} from {url}" for (url, how), n in sorted(got.sources.items()))
+    sys.stdout.write(
+        f"{got.model} {got.revision[:19]}: {got.size / 1e6:.1f} MB in {got.seconds:.2f} s"
+        f" ({served or 'all of it was there'})\n"
+    )
 
 
 def main() -> None:

@@ -31,11 +31,12 @@ import aiohttp
 from nearshard.assembly import Assembly
 from nearshard.guide import Guide, parse_routers
 from nearshard.kept import Kept
+from nearshard.manners import Manners
 from nearshard.mirrored import Waiting, await_mirror
 from nearshard.networks import find_root, state_file
 from shared import codec, plan
 from shared import manifest as manifests
-from shared.clock import SystemClock
+from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of, hex_of
 from shared.errors import (
     BadId,
@@ -60,6 +61,7 @@ from shared.ids import (
     parse_task_id,
 )
 from shared.layout import Layout
+from shared.link import Link
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
 from shared.tokens import Right, read_claims
@@ -68,7 +70,7 @@ from shared.trust_file import TrustFile, read_root
 from shared.trust_names import TIMESTAMP
 from shared.view import EPOCH
 from shared.web.access import is_private
-from shared.web.session import Fetched, NotLetIn, make_session, open_blob
+from shared.web.session import CLIENT_IDLE, Fetched, NotLetIn, Sessions, open_blob
 from shared.web.tls import tls_by
 from shared.web.trusted import Trusted
 
@@ -119,31 +121,37 @@ class Client:
         token: str = "",
         ca: Path | None = None,
         waiting: Waiting = lambda _: None,
+        manners: Manners | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
         network; by default the one that ``nearshard up`` or ``nearshard trust accept`` has noted for its routers.
         ``token``: for private models; told to nobody but the routers, nodes and origins of this network. ``ca``: file
         of the deployment's CA, that servers are checked by, beside the system's. ``waiting``: told how far it is while
-        an origin gets a model from the hub that it mirrors.
+        an origin gets a model from the hub that it mirrors. ``manners``: rates, windows, metered, proxy
+        (``parse_manners``).
         Raises RequestError, BadId, ConfigError."""
         self._waiting = waiting
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
-        self._concurrency = concurrency
+        self._clock = clock or SystemClock()
+        self._manners = manners or Manners()
+        self._concurrency = self._manners.connections(concurrency)
+        self._link = Link(self._clock, self._manners.policy)
         self._kept = kept or Kept()
         self._token = token
         self._private: set[str] = set()
         """Models whose shards are at paths of their own, as whoever sent the manifest says: no matter of trust."""
-        self._session: aiohttp.ClientSession | None = None
+        self._opened: Sessions | None = None
         self._guided: Guide | None = None
         self._trust_root = trust_root
         self._trusted: Trusted | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = make_session(tls=self._tls)
-        self._guided = Guide(self._session, self.routers, self._region, self._kept, SystemClock(), self._token)
+        self._opened = Sessions(self._manners.proxy_of, tls=self._tls, idle=CLIENT_IDLE)
+        self._guided = Guide(self._opened, self.routers, self._region, self._kept, self._clock, self._token, self._link)
         return self
 
     async def __aexit__(
@@ -155,15 +163,15 @@ class Client:
         if self._guided:
             await self._guided.close()
             self._guided = None
-        if self._session:
-            await self._session.close()
-            self._session = None
+        if self._opened:
+            await self._opened.close()
+            self._opened = None
 
     @property
-    def _http(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _sessions(self) -> Sessions:
+        if self._opened is None:
             raise LocalError("use the client as 'async with Client(...) as client'")
-        return self._session
+        return self._opened
 
     @property
     def _guide(self) -> Guide:
@@ -262,11 +270,18 @@ class Client:
 
     def _make_trusted(self) -> Trusted:
         """What is known of the metadata from before, in the user's data directory."""
-        file, clock = self._trust_root or find_root(self.routers), SystemClock()
+        file, clock = self._trust_root or find_root(self.routers), self._clock
         root = read_root(file, clock.time(), "trust root")
         kept = TrustFile(state_file(root))
         return Trusted(
-            root, _Sources(self._http, self._guide), clock, lifetime=0, name="client", file=kept, eager=(), asker=True
+            root,
+            _Sources(self._sessions, self._guide),
+            clock,
+            lifetime=0,
+            name="client",
+            file=kept,
+            eager=(),
+            asker=True,
         )
 
     async def manifest(self, model: str, ref: str) -> Manifest:
@@ -367,6 +382,7 @@ class Client:
             needed = assembly.needed()
             total = sum(manifest.shards[digest] for digest in needed)
             meter = _Meter(total, progress)
+            self._sessions.resolve_ahead({_base(url) for named in urls.values() for url in named})
             await self._fetch_all(assembly, manifest, needed, urls, sources, meter)
             await asyncio.to_thread(assembly.finish)
         return Got(
@@ -429,13 +445,14 @@ class Client:
                 fields = self._guide.credentials(_base(url)) if private else {}
                 try:
                     async with open_blob(
-                        self._http, url, start=reached, size=size, max_size=size, headers=fields
+                        self._sessions.of(_base(url)), url, start=reached, size=size, max_size=size, headers=fields
                     ) as body:
                         outcome = _DETAIL.search(body.cache_status)
                         served = (_base(url), outcome[1] if outcome else "origin")
                         self._guide.hear(_base(url), body.epoch)
                         skip = reached - body.start
                         async for chunk in body.chunks:
+                            await self._link.take(len(chunk))
                             sources[served] += len(chunk)
                             part, skip = chunk[skip:], max(0, skip - len(chunk))
                             hashed.update(part)
@@ -457,14 +474,14 @@ class Client:
 class _Sources:
     """Who may have the metadata: routers, then nodes, then origins."""
 
-    def __init__(self, session: aiohttp.ClientSession, guide: Guide) -> None:
-        self._session, self._guide = session, guide
+    def __init__(self, sessions: Sessions, guide: Guide) -> None:
+        self._sessions, self._guide = sessions, guide
 
     def bases(self) -> Sequence[str]:
         return self._guide.bases(TIMESTAMP, immutable=False)
 
     def session(self, base: str) -> aiohttp.ClientSession:
-        return self._session
+        return self._sessions.of(base)
 
     def answered(self, base: str, answer: Fetched) -> None:
         self._guide.hear(base, answer.headers.get(EPOCH, ""))
@@ -491,11 +508,13 @@ class SyncClient:
         token: str = "",
         ca: Path | None = None,
         waiting: Waiting = lambda _: None,
+        manners: Manners | None = None,
     ) -> None:
         """See ``Client``."""
         self._waiting = waiting
         self._router, self._region, self._concurrency = router, region, concurrency
         self._kept, self._trust_root, self._token, self._ca = kept or Kept(), trust_root, token, ca
+        self._manners = manners
 
     def _make(self) -> Client:
         return Client(
@@ -507,6 +526,7 @@ class SyncClient:
             trust_root=self._trust_root,
             ca=self._ca,
             waiting=self._waiting,
+            manners=self._manners,
         )
 
     def get(
@@ -566,6 +586,7 @@ class _Meter:
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total, self._had, self._progress = total, 0, progress
+        self.add(0)
 
     def add(self, size: int) -> None:
         self._had += size

@@ -23,11 +23,12 @@ from nearshard.owners import Owners, in_order
 from shared.clock import Clock
 from shared.digest import Digest
 from shared.errors import Mirroring, NearshardError, NotFound, RequestError, UpstreamError
+from shared.link import Link
 from shared.paths import blob_path
 from shared.tasks import end
 from shared.token_file import bearer
 from shared.view import EPOCH, MAX_VIEW, NEAR, decode
-from shared.web.session import Answered, Fetched, NotLetIn, fetch, translated
+from shared.web.session import Answered, Fetched, NotLetIn, Sessions, fetch, translated
 
 T = TypeVar("T")
 
@@ -49,15 +50,18 @@ class Guide:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        sessions: Sessions,
         routers: Sequence[str],
         region: str | None,
         kept: Kept,
         clock: Clock,
         token: str = "",
+        link: Link | None = None,
     ) -> None:
+        """``link``: what documents are counted on; where it is metered, nothing is asked beside what is needed."""
         self._token = token
-        self._session, self._routers, self._kept, self._clock = session, list(routers), kept, clock
+        self._link = link or Link(clock)
+        self._sessions, self._routers, self._kept, self._clock = sessions, list(routers), kept, clock
         self.headers: Mapping[str, str] = {"Nearshard-Region": region} if region else {}
         self._owners: Owners | None = None
         self._stored: Stored | None = None
@@ -144,7 +148,7 @@ class Guide:
         """Raises _NoRouter, NotFound, UpstreamError."""
         url, stored = f"{router}/ring?near={NEAR}", self._stored
         headers = {**self.headers, **({"If-None-Match": stored.etag} if stored and stored.etag else {})}
-        answer = await fetch(self._session, url, limit=MAX_VIEW, headers=headers)
+        answer = await fetch(self._sessions.of(router), url, limit=MAX_VIEW, headers=headers)
         now, etag = self._clock.time(), answer.headers.get("ETag", "")
         if answer.status == 304 and stored:
             new = Stored(stored.view, stored.etag, router, now)
@@ -160,6 +164,8 @@ class Guide:
     async def _take(self, stored: Stored) -> None:
         if self._owners is None or self._owners.view != stored.view:
             self._owners = await asyncio.to_thread(Owners, stored.view)
+            if not self._link.policy.metered:
+                self._sessions.resolve_ahead([*(node.url for node in stored.view.nodes), *stored.view.origins])
         self._stored = stored
 
     def hear(self, base: str, epoch: str) -> None:
@@ -187,7 +193,7 @@ class Guide:
         path = blob_path(digest, model)
         if self._owners is None:
             return [base + path for base in in_order(self._direct, self.failed())]
-        if self._stale() and self._clock.monotonic() - self._asked_at >= PAUSE:
+        if not self._link.policy.metered and self._stale() and self._clock.monotonic() - self._asked_at >= PAUSE:
             self._ask_anew()
         return [base + path for base in self._owners.sources(digest, self.failed())]
 
@@ -225,7 +231,8 @@ class Guide:
             url = base + path
             try:
                 fields = {**self.headers, **self.credentials(base), **(headers or {})}
-                answer = await fetch(self._session, url, limit=limit, headers=fields, missing=missing)
+                answer = await fetch(self._sessions.of(base), url, limit=limit, headers=fields, missing=missing)
+                await self._link.take(len(answer.body))
                 taken = await take(url, answer)
             except Mirroring:
                 raise  # there is nothing wrong with who says so, and nobody else has it
@@ -259,7 +266,9 @@ class Guide:
         now = self._clock.monotonic()
         self._failed = {other: until for other, until in self._failed.items() if until > now} | {base: now + FORGET}
         node = self._owners.node_at(base) if self._owners else None
-        if node is None or isinstance(error, Answered | RequestError) or self._reported.get(node, now) > now:
+        if node is None or self._link.policy.metered or isinstance(error, Answered | RequestError):
+            return
+        if self._reported.get(node, now) > now:
             return
         self._reported[node] = now + FORGET
         task = asyncio.create_task(self._report(node), name="report")
@@ -272,7 +281,7 @@ class Guide:
         body = {"node": node, "ok": False}
         try:
             with translated(router):
-                async with self._session.post(
+                async with self._sessions.of(router).post(
                     f"{router}/reports", json=body, headers=self.headers, timeout=REPORT, allow_redirects=False
                 ):
                     pass

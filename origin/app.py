@@ -199,7 +199,7 @@ def build_app(
     trust = TrustStore(Storage(settings.store))
     upstream = settings.mirror.upstream
     proxies = {upstream: settings.mirror.proxy} if upstream and settings.mirror.proxy else {}
-    sessions = Sessions(proxies, certificates=certificates)
+    sessions = Sessions(proxies.get, certificates=certificates)
 
     def online() -> list[NodeKey]:
         try:

@@ -122,6 +122,7 @@ CODES: Mapping[str, Meaning] = {
     "no_online_key": Meaning(503, EXIT_CONFIG, "The origin has no key to sign with."),
     "bad_config": Meaning(500, EXIT_CONFIG, "The settings are not valid."),
     "disk": Meaning(507, EXIT_DISK, "The disk refused to store this."),
+    "disk_full": Meaning(507, EXIT_DISK, "There is not enough room on the disk for this."),
     "store_denied": Meaning(502, EXIT_AUTH, "The object store refuses these credentials."),
     "store_timeout": Meaning(504, EXIT_NETWORK, "The object store did not answer in time."),
     "store_failed": Meaning(502, EXIT_NETWORK, "The object store failed, or could not be reached."),
@@ -329,6 +330,12 @@ class DiskError(LocalError):
     """The disk refused: full, read-only or failing."""
 
     code = "disk"
+
+
+class DiskFull(DiskError):
+    """Not enough room; where that is known before the first byte, the message names both numbers."""
+
+    code = "disk_full"
 
 
 class StoreError(LocalError):

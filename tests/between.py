@@ -17,7 +17,7 @@ class Between:
         """``host``: some 127.0.0.x: aria2 counts connections by host, whatever the port."""
         self._listener = socket.create_server((host, 0))
         self.url = f"http://{host}:{self._listener.getsockname()[1]}"
-        self.to = 0
+        self.to = self.accepted = 0
         self.holding, self.release = threading.Event(), threading.Event()
         self.behave()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -39,6 +39,7 @@ class Between:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.accepted += 1
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:

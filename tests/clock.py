@@ -8,11 +8,13 @@ from shared.clock import SystemClock
 class HandClock(SystemClock):
     """Stands still until it is moved or slept, both of its faces together."""
 
-    def __init__(self, time: float = 0.0) -> None:
+    def __init__(self, time: float = 0.0, *, late: float = 0.0) -> None:
+        """``late``: seconds that each sleep takes longer than it should."""
         self.now = 1000.0
         self.since_1970 = time
         self.slept = 0.0
         """Seconds that were slept."""
+        self._late = late
 
     def monotonic(self) -> float:
         """Where it stands."""
@@ -24,5 +26,5 @@ class HandClock(SystemClock):
 
     async def sleep(self, seconds: float) -> None:
         """Moves it at once."""
-        self.now += seconds
+        self.now += seconds + self._late
         self.slept += seconds

@@ -81,6 +81,11 @@ def command(*words: str, check: bool = True, timeout: float = 120, **env: str) -
     return done
 
 
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The last event of a transfer with ``--json``."""
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
 @dataclass
 class Service:
     """One running service. ``log`` has what it printed."""

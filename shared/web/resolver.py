@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.helpers import is_ip_address
 from aiohttp.resolver import ThreadedResolver
 
 from shared.clock import Clock
@@ -42,7 +43,7 @@ class AheadResolver(AbstractResolver):
     def ahead(self, urls: Iterable[str]) -> None:
         """Begin to look up the hosts of these URLs."""
         for url in urls:
-            if host := urlsplit(url).hostname:
+            if (host := urlsplit(url).hostname) and not is_ip_address(host):
                 self._ask(host)
 
     async def resolve(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from aiohttp_socks import ProxyConnector
+from aiohttp_socks import ProxyConnectionError, ProxyConnector, ProxyError, ProxyTimeoutError
 from yarl import URL
 
 from shared import codec
@@ -34,6 +34,7 @@ from shared.errors import (
     UpstreamError,
 )
 from shared.ids import parse_name
+from shared.proxy import ProxyOf
 from shared.token_file import TokenFile
 from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
@@ -111,35 +112,45 @@ class NotLetIn(Answered):
 
 
 class Sessions:
-    """The sessions of a process: one for all, and one for each upstream that has a proxy of its own."""
+    """The sessions of a process or a client: one for what is asked directly, and one for each proxy."""
 
     def __init__(
         self,
-        proxies: Mapping[str, str] | None = None,
+        proxy_of: ProxyOf = lambda _: None,
         token: TokenFile | None = None,
         certificates: Certificates | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        idle: float = IDLE,
     ) -> None:
-        """``proxies``: proxy URL by base URL of the upstream. ``token``: this service's own, for what is private.
-        ``certificates``: of the service; without them, others are checked by the system's CAs, and this one shows
-        nothing."""
+        """``proxy_of``: the proxy by base URL. ``token``: this service's own, for what is private. ``certificates``:
+        of the service; without them, others are checked by ``tls``, or the system's CAs, and this one shows nothing.
+        ``idle``: seconds between two reads."""
         self.token = token or TokenFile(None)
+        self._proxy_of, self._idle = proxy_of, idle
         self._resolver = AheadResolver(SystemClock())
-        tls = certificates.client if certificates else None
-        self.direct = make_session(resolver=self._resolver, idle=IDLE, tls=tls)
-        self._proxied = {base: make_session(proxy, idle=IDLE, tls=tls) for base, proxy in (proxies or {}).items()}
+        self._tls = certificates.client if certificates else tls
+        self.direct = make_session(resolver=self._resolver, idle=idle, tls=self._tls)
+        self._proxied: dict[str, aiohttp.ClientSession] = {}
         if certificates:
             certificates.follow(self._show)
 
     def of(self, base: str) -> aiohttp.ClientSession:
-        """The session for an upstream."""
-        return self._proxied.get(base, self.direct)
+        """The session for a base URL."""
+        proxy = self._proxy_of(base)
+        if proxy is None:
+            return self.direct
+        if proxy not in self._proxied:
+            self._proxied[proxy] = make_session(proxy, idle=self._idle, tls=self._tls)
+        return self._proxied[proxy]
 
-    def resolve_ahead(self, urls: Iterable[str]) -> None:
-        """Look up the hosts of upstreams before they are needed; a proxy does so by itself."""
-        self._resolver.ahead(url for url in urls if url not in self._proxied)
+    def resolve_ahead(self, bases: Iterable[str]) -> None:
+        """Look up the hosts of base URLs before they are needed; a proxy does so by itself."""
+        self._resolver.ahead(base for base in bases if self._proxy_of(base) is None)
 
     def _show(self, tls: ssl.SSLContext) -> None:
         """New connections are made by this context; a session has no public way to say so."""
+        self._tls = tls
         for session in (self.direct, *self._proxied.values()):
             assert isinstance(session.connector, aiohttp.TCPConnector)
             session.connector._ssl = tls
@@ -391,6 +402,10 @@ def translated(url: str) -> Iterator[None]:
         raise  # some of ours are ValueErrors too
     except TimeoutError as error:
         raise UpstreamError(f"{url} did not answer in time", code="upstream_timeout") from error
+    except (ProxyError, ProxyConnectionError, ProxyTimeoutError) as error:
+        raise UpstreamError(f"{url} failed: the proxy: {error}") from error
+    except aiohttp.ClientHttpProxyError as error:
+        raise UpstreamError(f"{url} failed: the proxy refused with {error.status}") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if trouble := _about_tls(error):
             raise UpstreamError(f"{url} failed: {trouble[1]}", code=trouble[0]) from error
@@ -398,5 +413,7 @@ def translated(url: str) -> Iterator[None]:
             # asyncio closes a handshake that it refuses without an alert, and TLS 1.3 says so only here
             raise UpstreamError(f"{url} closed the connection; does it take this side's certificate?") from error
         reason = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else str(error)
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            reason = f"the proxy: {reason}"
         code = "busy" if isinstance(error, OSError) and error.errno in SHORT else None  # ours, not the source's
         raise UpstreamError(f"{url} failed: {reason or type(error).__name__}", code=code) from error

@@ -21,7 +21,7 @@ from shared import manifest as manifests
 from shared.digest import Digest
 from shared.keys import NodeKey
 from shared.manifest import Manifest
-from tests.harness import Lab, Service, command, make_model, wait_nodes, wait_until
+from tests.harness import Lab, Service, command, make_model, result, wait_nodes, wait_until
 
 SECRET, PUBLIC, MISSING = "acme/secret", "acme/public", "acme/missing"
 LIFETIME = "0.2"
@@ -415,7 +415,7 @@ def test_a_client_with_a_token_gets_the_model_from_the_nodes(net: Network, tmp_p
         assert done.returncode == 0, done.stderr
         assert (target / "model.safetensors").read_bytes() == whole
         edges = {edge.url for edge in net.edges}
-        assert {source["url"] for source in json.loads(done.stdout)["sources"]} <= edges
+        assert {source["url"] for source in result(done)["sources"]} <= edges
     for tier in (net.edges[0], net.origin):
         target = tmp_path / f"direct-{tier.port}"
         done = command("pull", SECRET, "-o", str(target), "--router", tier.url, "--token-file", str(token), check=False)

@@ -12,11 +12,27 @@ from pathlib import Path
 
 import pytest
 
+from shared.manifest import MIN_PIECE
 from tests.between import Between, between, lying
 from tests.harness import Lab, Service, make_model, wait_nodes, wait_until
 
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 TASK = "/shards/acme/tiny"
+
+
+class Flip:
+    """Changes one byte of what passes, after so many: in the middle of a read, so of a body."""
+
+    def __init__(self, after: int) -> None:
+        self.done = False
+        self._left = after
+
+    def __call__(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self.done or self._left > 0 or data.startswith(b"HTTP/") or len(data) < 1000:
+            return data
+        self.done = True
+        return data[:500] + bytes([data[500] ^ 1]) + data[501:]
 
 
 @dataclass
@@ -44,7 +60,9 @@ class Network:
 
     def run_aria2(self, *words: str) -> str:
         """aria2 in the folder for downloads; what it printed."""
-        done = subprocess.run(self.aria2_command(*words), capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            self.aria2_command(*words), capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -167,6 +185,34 @@ def test_aria2_goes_on_where_it_was_stopped(net: Network) -> None:
     assert "model.safetensors.aria2" not in net.names()
 
 
+def test_aria2_with_all_its_connections_uses_every_node_and_checks_pieces(net: Network) -> None:
+    words = ["-x16", "-s16", "--follow-metalink=mem", "--log-level=debug", "--log=-"]
+    out = net.run_aria2(*words, net.router.url + TASK)
+    assert net.got("model.safetensors") == net.sha256
+    assert all(proxy.passed > 1 << 20 for proxy in net.proxies)
+    assert "Good chunk checksum" in out, "of pieces, on the way"
+
+
+def test_aria2_without_the_metalink_uses_every_node_by_the_link_fields_and_checks_the_whole_alone(net: Network) -> None:
+    words = ["-x16", "-s16", "--header=Accept: */*", "--out=mine.bin", "--log-level=debug", "--log=-"]
+    out = net.run_aria2(*words, net.router.url + TASK)
+    assert net.got("mine.bin") == net.sha256
+    assert all(proxy.passed > 1 << 20 for proxy in net.proxies)
+    assert "Good chunk checksum" not in out and "Verification finished successfully" in out
+
+
+def test_aria2_fetches_only_the_piece_again_of_which_one_byte_is_wrong(net: Network) -> None:
+    flip = Flip(after=1 << 20)
+    liar = net.proxies[net.best()]
+    liar.behave(change=flip)
+    size = (net.model / "model.safetensors").stat().st_size
+    out = net.run_aria2("-x16", "-s16", "--log-level=info", "--log=-", net.router.url + TASK)
+    assert flip.done and net.got("model.safetensors") == net.sha256
+    assert "checksum" in out.lower()
+    moved = sum(proxy.passed for proxy in net.proxies)
+    assert size + 1 < moved < size + 3 * MIN_PIECE, "no more than a piece twice"
+
+
 # curl
 
 
@@ -226,4 +272,22 @@ def test_curl_that_retries_is_served_by_another_node_where_one_is_killed_on_the_
         net.edges[number].kill()
         net.proxies[number].release.set()
         assert curl.wait(60) == 0
+    assert net.got("mine.bin") == net.sha256
+
+
+def test_curl_goes_on_at_another_node_where_one_is_killed_on_the_way(net: Network) -> None:
+    number = net.best()
+    net.proxies[number].behave(hold_after=4 << 20)
+    url = net.router.url + TASK
+    with subprocess.Popen(["curl", "-sS", "-L", "-C-", "-omine.bin", url], cwd=net.out) as curl:
+        assert net.proxies[number].holding.wait(20)
+        net.edges[number].kill()
+        net.proxies[number].release.set()
+        assert curl.wait(60) == 18, "a partial file: it broke off"
+    had = (net.out / "mine.bin").stat().st_size
+    size = (net.model / "model.safetensors").stat().st_size
+    assert 1 << 20 < had < size
+    net.forgotten(number)
+    status = net.run_curl("-L", "-C-", "-omine.bin", "-w%{http_code} %{size_download}", url)
+    assert status == f"206 {size - had}", "from another node, and only what was missing"
     assert net.got("mine.bin") == net.sha256

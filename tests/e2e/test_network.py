@@ -25,6 +25,7 @@ from tests.harness import (
     command,
     get_json,
     make_model,
+    result,
     valkey,
     wait_nodes,
     wait_settled,
@@ -76,7 +77,7 @@ def test_pull_gives_the_directory_that_was_published(lab: Lab, tmp_path: Path) -
     origin = lab.origin()
     router = lab.router(origin)
     done = command("pull", "acme/tiny@main", "-o", str(tmp_path / "out"), "--router", router.url, "--json")
-    assert json.loads(done.stdout)["size"] > 0
+    assert result(done)["size"] > 0
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 

@@ -13,7 +13,7 @@ import pytest
 
 from nearshard import Client, Got, SyncClient
 from shared.ring import Ring
-from tests.harness import Lab, Service, command, get_json, make_model, wait_nodes, wait_until
+from tests.harness import Lab, Service, command, get_json, make_model, result, wait_nodes, wait_until
 
 SMALL = ("--shard-target", "64KiB", "--shard-limit", "64KiB")
 
@@ -118,7 +118,7 @@ def test_with_all_routers_killed_the_same_client_and_a_new_process_go_on(net: Ne
             *words, "-o", str(net.out / name), "--router", net.router.url, "--json", check=check,
             XDG_CACHE_HOME=str(cache),
         )  # fmt: skip
-        return json.loads(done.stdout) if done.returncode == 0 else {"code": done.returncode, "error": done.stderr}
+        return result(done) if done.returncode == 0 else {"code": done.returncode, "error": done.stderr}
 
     async def run() -> None:
         async with Client(net.router.url) as client:
@@ -150,7 +150,7 @@ async def _each(client: Client) -> Any:
 def test_a_kept_file_with_junk_or_lies_in_it_costs_nothing_but_itself(net: Net, tmp_path: Path) -> None:
     def get(name: str) -> dict[str, Any]:
         words = ["get", "acme/tiny", "-o", str(net.out / name), "--router", net.router.url, "--json"]
-        return dict(json.loads(command(*words, XDG_CACHE_HOME=str(tmp_path)).stdout))
+        return result(command(*words, XDG_CACHE_HOME=str(tmp_path)))
 
     get("one")
     (file,) = (tmp_path / "nearshard" / "rings").iterdir()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -21,10 +21,11 @@ from shared.clock import SystemClock
 from shared.codec import encode_json
 from shared.digest import digest_of
 from shared.errors import IntegrityError, NotFound, RequestError, UpstreamError
+from shared.link import Link, LinkPolicy
 from shared.node import Node
 from shared.view import EPOCH, View
 from shared.web.reads import document
-from shared.web.session import Answered, Fetched, make_session
+from shared.web.session import Answered, Fetched, Sessions
 from tests.clock import HandClock
 from tests.scripted import Script, source
 
@@ -102,17 +103,17 @@ async def clock() -> HandClock:
 @pytest.fixture
 async def make(clock: HandClock) -> AsyncIterator[Make]:
     """Makes guides."""
-    made: list[tuple[Guide, aiohttp.ClientSession]] = []
+    made: list[tuple[Guide, Sessions]] = []
 
     async def one(*routers: str, kept: Kept | None = None, region: str | None = None) -> Guide:
-        session = make_session()
-        made.append((Guide(session, routers, region, kept or Kept(), clock), session))
+        sessions = Sessions()
+        made.append((Guide(sessions, routers, region, kept or Kept(), clock), sessions))
         return made[-1][0]
 
     yield one
-    for guide, session in made:
+    for guide, sessions in made:
         await guide.close()
-        await session.close()
+        await sessions.close()
 
 
 async def until(check: Callable[[], object]) -> None:
@@ -307,6 +308,59 @@ async def test_a_node_that_fails_is_reported_once_in_a_while(router: Router, clo
     guide.blame(NODES[0].url, UpstreamError())
     await router.reported.wait()
     assert len(router.reports) == 2
+
+
+async def test_a_metered_link_carries_no_reports_and_no_questions_beside_what_is_fetched(
+    router: Router, clock: HandClock
+) -> None:
+    sessions, link = Sessions(), Link(clock, LinkPolicy(metered=True))
+    guide = Guide(sessions, [router.url], None, Kept(), clock, link=link)
+    try:
+        await guide.ready()
+        clock.now += FRESH
+        guide.blame(NODES[0].url, UpstreamError("gone"))
+        assert len(guide.urls(DIGEST)) == 3
+        assert await guide.ask("/models", _take, key="", limit=1000) == router.url + "/models"
+        assert (router.asked, router.reports) == (["200"], [])
+        await guide.renew()
+        assert router.asked == ["200", "304"], "where all have failed it is needed"
+    finally:
+        await guide.close()
+        await sessions.close()
+
+
+async def test_documents_count_on_the_link(router: Router, clock: HandClock) -> None:
+    before = clock.now
+    sessions = Sessions()
+    guide = Guide(sessions, [router.url], None, Kept(), clock, link=Link(clock, LinkPolicy(rate=10)))
+    try:
+        await guide.ready()
+        await guide.ask("/models", _take, key="", limit=1000)
+        assert clock.now - before >= 2.0
+    finally:
+        await guide.close()
+        await sessions.close()
+
+
+async def _take(url: str, _: Fetched) -> str:
+    return url
+
+
+async def test_the_hosts_of_a_view_are_looked_up_before_anybody_asks_them(
+    router: Router, clock: HandClock, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = tuple(replace(node, url=f"http://{node.id}.invalid:8720") for node in NODES[:2])
+    router.view = View(5, "north", ("north",), nodes, origins=("http://origin.invalid:8710",))
+    asked: set[str] = set()
+
+    def look_up(host: str, *_: object, **__: object) -> None:
+        asked.add(host)
+        raise OSError("nobody is there")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    guide = await make(router.url)
+    await guide.ready()
+    await until(lambda: asked == {f"{node.id}.invalid" for node in nodes} | {"origin.invalid"})
 
 
 async def test_a_report_that_nobody_hears_is_no_error(make: Make, clock: HandClock) -> None:

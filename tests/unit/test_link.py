@@ -1,15 +1,15 @@
-"""The link's policy, its throttle and its slots."""
+"""The link's policy, and the throttle that keeps it."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from itertools import pairwise
 
 import pytest
 
-from edge_node.link import AT_FIRST, FORGET, MOST, LinkPolicy, Slots, Throttle, parse_policy
+from shared.clock import SystemClock
 from shared.errors import RequestError
+from shared.link import STEP, Link, LinkPolicy, Throttle, parse_policy
 from tests.clock import HandClock
 
 
@@ -45,130 +45,59 @@ async def test_a_throttle_lets_bytes_pass_at_its_rate() -> None:
     clock = HandClock()
     throttle = Throttle(clock)
     for _ in range(50):
-        await throttle.take(2000, 10_000)
+        await throttle.take(2000, lambda: 10_000)
     assert clock.slept == pytest.approx(10.0)
-    await throttle.take(10**9, 0)
+    await throttle.take(10**9, lambda: 0)
     assert clock.slept == pytest.approx(10.0), "no cap, no wait"
 
 
-async def test_a_cap_that_is_raised_helps_within_a_second_or_so() -> None:
+async def test_connections_share_a_rate_also_where_one_read_takes_seconds_of_it() -> None:
     clock = HandClock()
     throttle = Throttle(clock)
-    await asyncio.gather(*(throttle.take(1000, 100) for _ in range(20)))
-    before = clock.slept
-    await throttle.take(1000, 10**9)
-    assert clock.slept - before <= 12
+    await asyncio.gather(*(throttle.take(300_000, lambda: 100_000) for _ in range(4)))
+    assert clock.slept == pytest.approx(12.0)
 
 
-def urgent() -> int:
-    """The rank of what a client waits for."""
-    return 0
+async def test_time_that_was_slept_too_long_is_made_up_for_and_time_without_readers_is_not() -> None:
+    clock = HandClock(late=0.01)
+    throttle = Throttle(clock)
+    for _ in range(1000):
+        await throttle.take(1000, lambda: 100_000)
+    assert clock.monotonic() - 1000.0 == pytest.approx(10.0, abs=0.1)
+    clock.now += 3600
+    before = clock.now
+    await throttle.take(100_000, lambda: 100_000)
+    assert clock.now - before > 0.9
 
 
-async def test_clients_go_before_preheating() -> None:
-    slots = Slots(HandClock())
-    for _ in range(AT_FIRST):
-        await slots.acquire(urgent)
-    order: list[str] = []
-
-    async def wait(name: str, *, background: bool) -> None:
-        await slots.acquire(lambda: int(background))
-        order.append(name)
-        slots.release()
-
-    tasks = [asyncio.create_task(wait("preheat", background=True))]
-    await asyncio.sleep(0)
-    tasks.append(asyncio.create_task(wait("client", background=False)))
-    await asyncio.sleep(0)
-    slots.release()
-    await asyncio.gather(*tasks)
-    assert order == ["client", "preheat"]
-
-
-async def test_a_waiter_that_gives_up_loses_no_slot() -> None:
-    slots = Slots(HandClock())
-    for _ in range(AT_FIRST):
-        await slots.acquire(urgent)
-    waiter = asyncio.create_task(slots.acquire(urgent))
-    await asyncio.sleep(0)
-    waiter.cancel()
-    await asyncio.wait([waiter])
-    for _ in range(AT_FIRST):
-        slots.release()
-    for _ in range(AT_FIRST):
-        await slots.acquire(urgent)
-    assert slots.used == AT_FIRST
-
-
-async def run_link(per_connection: int, whole: int, *, seconds: int = 60) -> list[int]:
-    """Many waiting, over a link that gives each connection so much and all together no more than ``whole`` bytes a
-    second: how many there were, second by second."""
+async def test_a_cap_that_is_raised_helps_at_once_also_those_who_wait() -> None:
     clock = HandClock()
-    slots = Slots(clock)
-    waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(1000)]
+    throttle = Throttle(clock)
+    rates = iter([100] * 4)
+    await asyncio.gather(*(throttle.take(1000, lambda: next(rates, 10**9)) for _ in range(20)))
+    assert clock.slept <= 4 * STEP
+
+
+async def test_a_link_keeps_the_rate_of_the_hour_and_the_next_ones_when_that_comes() -> None:
+    midnight = datetime(2026, 1, 5).astimezone().timestamp()
+    clock = HandClock(midnight + 8 * 3600 - 10)
+    link = Link(clock, LinkPolicy(1000, {"08:00-18:00": 100}))
+    await link.take(10_000)
+    assert clock.slept == pytest.approx(10.0)
+    await link.take(1000)
+    assert clock.slept == pytest.approx(20.0)
+    link.policy = LinkPolicy()
+    await link.take(10**9)
+    assert clock.slept == pytest.approx(20.0)
+
+
+async def test_a_reader_that_gives_up_stands_in_nobodys_way() -> None:
+    throttle = Throttle(SystemClock())
+    first = asyncio.create_task(throttle.take(10**9, lambda: 1))
     await asyncio.sleep(0)
-    history = []
-    for _ in range(seconds):
-        clock.now += 1.0
-        slots.count(min(slots.used * per_connection, whole))
-        slots.release()
-        await asyncio.sleep(0)
-        history.append(slots.limit)
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    return history
-
-
-async def test_connections_are_added_where_each_brings_more_and_not_where_fewer_fill_the_link() -> None:
-    assert (await run_link(1_000, 10**9, seconds=12))[-1] == MOST
-    assert (await run_link(10_000, 10_000))[-1] == AT_FIRST
-
-
-async def test_what_was_not_worth_it_is_given_up_one_by_one() -> None:
-    history = await run_link(10_000, 10_000)
-    assert max(history) == 2 * AT_FIRST
-    assert all(later >= earlier - 1 for earlier, later in pairwise(history))
-
-
-async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_connections() -> None:
-    clock = HandClock()
-    slots = Slots(clock)
-    waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(100)]
+    second = asyncio.create_task(throttle.take(1, lambda: 10**9))
     await asyncio.sleep(0)
-    for second in range(8):
-        clock.now += 1.0
-        slots.count(1000 * 2**second)
-        assert slots.limit == AT_FIRST
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-
-
-async def test_what_was_learned_of_a_link_is_forgotten_when_it_is_not_used() -> None:
-    clock = HandClock()
-    slots = Slots(clock)
-    slots.limit = MOST
-    clock.now += FORGET + 1
-    slots.count(1)
-    assert slots.limit == AT_FIRST
-
-
-async def test_who_becomes_urgent_while_it_waits_goes_first() -> None:
-    slots = Slots(HandClock())
-    for _ in range(AT_FIRST):
-        await slots.acquire(urgent)
-    ranks = {"first": 1, "second": 1}
-    order: list[str] = []
-
-    async def wait(name: str) -> None:
-        await slots.acquire(lambda: ranks[name])
-        order.append(name)
-        slots.release()
-
-    tasks = [asyncio.create_task(wait(name)) for name in ranks]
-    await asyncio.sleep(0)
-    ranks["second"] = 0
-    slots.release()
-    await asyncio.gather(*tasks)
-    assert order == ["second", "first"]
+    first.cancel()
+    async with asyncio.timeout(10):
+        await second
+    assert first.cancelled()

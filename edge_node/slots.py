@@ -1,22 +1,11 @@
-"""Manners on the link upstream: how fast, when, how many at once, and who goes first.
-
-The policy is a value, changed as a whole while the node runs. Client traffic goes before preheating; a metered link
-carries client traffic only.
-"""
+"""How many fetches run at once from one upstream, and who goes first: client traffic before preheating."""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
-
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from collections.abc import Callable
 
 from shared.clock import Clock
-from shared.errors import RequestError
 
 AT_FIRST, MOST = 16, 32
 """Fetches at once from one upstream: where adapting begins, and the bound."""
@@ -28,92 +17,6 @@ BETTER = 1.1
 STEADY = 1.25
 """A rate that grew by more is still growing by itself."""
 Rank = Callable[[], int]
-DAY = 24 * 60
-_WINDOW = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
-
-
-@dataclass(frozen=True, slots=True)
-class LinkPolicy:
-    """Rates in bytes a second; 0 is no cap."""
-
-    rate: int = 0
-    """The node's cap outside every window."""
-    windows: Mapping[str, int] = field(default_factory=dict)
-    """Caps by local time of day, as ``{"08:00-18:00": 5000000}``; one may cross midnight, the first that fits wins."""
-    upstreams: Mapping[str, int] = field(default_factory=dict)
-    """Caps by upstream URL, on top of the node's."""
-    metered: bool = False
-    """Whether only what clients ask for is fetched."""
-
-    def rate_at(self, now: datetime) -> int:
-        """The node's cap at a local time."""
-        minute = now.hour * 60 + now.minute
-        for window, rate in self.windows.items():
-            start, stop = _minutes(window)
-            if (minute - start) % DAY < (stop - start) % DAY or start == stop:
-                return rate
-        return self.rate
-
-    def as_json(self) -> dict[str, Any]:
-        """For people and scripts."""
-        return {
-            "rate": self.rate,
-            "windows": dict(self.windows),
-            "upstreams": dict(self.upstreams),
-            "metered": self.metered,
-        }
-
-
-def parse_policy(document: object, current: LinkPolicy) -> LinkPolicy:
-    """``current`` with the keys of ``document`` changed; rates as numbers or like ``5MB``. Raises RequestError."""
-    known = current.as_json()
-    if not isinstance(document, dict) or document.keys() - known.keys():
-        raise RequestError(f"a link policy is a map with {', '.join(known)}", code="bad_json")
-    values = known | document
-    try:
-        windows = {str(window): _rate(rate) for window, rate in dict(values["windows"]).items()}
-        for window in windows:
-            _minutes(window)
-        upstreams = {str(url): _rate(rate) for url, rate in dict(values["upstreams"]).items()}
-        if not isinstance(values["metered"], bool):
-            raise ValueError("metered is true or false")
-        return LinkPolicy(_rate(values["rate"]), windows, upstreams, values["metered"])
-    except (ValueError, TypeError, ValidationError) as error:
-        raise RequestError(f"not a link policy: {error}", code="bad_json") from error
-
-
-def _rate(value: object) -> int:
-    rate = int(TypeAdapter(ByteSize).validate_python(value))
-    if rate < 0:
-        raise ValueError("a rate is not negative")
-    return rate
-
-
-def _minutes(window: str) -> tuple[int, int]:
-    match = _WINDOW.fullmatch(window)
-    if match is None:
-        raise ValueError(f"{window!r} is not a time of day like 08:00-18:00")
-    hours, minutes, until_hours, until_minutes = map(int, match.groups())
-    return hours * 60 + minutes, until_hours * 60 + until_minutes
-
-
-class Throttle:
-    """Lets bytes pass at a rate. Whoever reads a socket asks after each read; TCP slows the sender down."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._free_at = 0.0
-
-    async def take(self, size: int, rate: int) -> None:
-        """Wait until ``size`` bytes more fit into ``rate`` bytes a second; at once where it is 0."""
-        if not rate:
-            return
-        now = self._clock.monotonic()
-        self._free_at = max(now, self._free_at) + size / rate
-        # What is owed is bounded, so that a cap that was raised helps at once.
-        self._free_at = min(self._free_at, now + 1.0 + size / rate)
-        if self._free_at > now:
-            await self._clock.sleep(self._free_at - now)
 
 
 class Slots:

@@ -1,0 +1,142 @@
+"""Manners on a link: how fast, when, and whether it is metered. For a node's link upstream, and for a client's.
+
+The policy is a value, changed as a whole while its owner runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from shared.clock import Clock
+from shared.errors import RequestError
+
+STEP = 1.0
+"""Seconds after which who waits looks at the rate again: a cap that was raised, or a window that ended, helps soon."""
+BURST = 0.05
+"""Seconds of the rate that may be made up for: sleeps end late."""
+DAY = 24 * 60
+_WINDOW = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])-([01][0-9]|2[0-3]):([0-5][0-9])")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPolicy:
+    """Rates in bytes a second; 0 is no cap."""
+
+    rate: int = 0
+    """The cap outside every window, for all upstreams together."""
+    windows: Mapping[str, int] = field(default_factory=dict)
+    """Caps by local time of day, as ``{"08:00-18:00": 5000000}``; one may cross midnight, the first that fits wins."""
+    upstreams: Mapping[str, int] = field(default_factory=dict)
+    """Caps by upstream URL, on top of that."""
+    metered: bool = False
+    """Whether only what is asked for is fetched."""
+
+    def rate_at(self, now: datetime) -> int:
+        """The cap for all together at a local time."""
+        minute = now.hour * 60 + now.minute
+        for window, rate in self.windows.items():
+            start, stop = _minutes(window)
+            if (minute - start) % DAY < (stop - start) % DAY or start == stop:
+                return rate
+        return self.rate
+
+    def as_json(self) -> dict[str, Any]:
+        """For people and scripts."""
+        return {
+            "rate": self.rate,
+            "windows": dict(self.windows),
+            "upstreams": dict(self.upstreams),
+            "metered": self.metered,
+        }
+
+
+def parse_window(text: str) -> str:
+    """A time of day like ``08:00-18:00``. Raises ValueError."""
+    _minutes(text)
+    return text
+
+
+def parse_policy(document: object, current: LinkPolicy) -> LinkPolicy:
+    """``current`` with the keys of ``document`` changed; rates as numbers or like ``5MB``. Raises RequestError."""
+    known = current.as_json()
+    if not isinstance(document, dict) or document.keys() - known.keys():
+        raise RequestError(f"a link policy is a map with {', '.join(known)}", code="bad_json")
+    values = known | document
+    try:
+        windows = {parse_window(str(window)): parse_rate(rate) for window, rate in dict(values["windows"]).items()}
+        upstreams = {str(url): parse_rate(rate) for url, rate in dict(values["upstreams"]).items()}
+        if not isinstance(values["metered"], bool):
+            raise ValueError("metered is true or false")
+        return LinkPolicy(parse_rate(values["rate"]), windows, upstreams, values["metered"])
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"not a link policy: {error}", code="bad_json") from error
+
+
+def parse_rate(value: object) -> int:
+    """Bytes a second, from a number or from text like ``2M``, ``5MB`` or ``1MiB``. Raises ValueError."""
+    try:
+        rate = int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        rate = -1
+    if rate < 0:
+        raise ValueError("a rate is a number of bytes a second, like 5MB; 0 is no cap")
+    return rate
+
+
+def _minutes(window: str) -> tuple[int, int]:
+    match = _WINDOW.fullmatch(window)
+    if match is None:
+        raise ValueError(f"{window!r} is not a time of day like 08:00-18:00")
+    hours, minutes, until_hours, until_minutes = map(int, match.groups())
+    return hours * 60 + minutes, until_hours * 60 + until_minutes
+
+
+class Throttle:
+    """Lets bytes pass at a rate, whoever they are for: first come, first served. Whoever reads a socket asks after each
+    read; TCP slows the sender down."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._free_at = clock.monotonic()
+        self._turn = asyncio.Lock()
+
+    async def take(self, size: int, rate: Callable[[], int]) -> None:
+        """Wait until ``size`` bytes more fit into ``rate()`` bytes a second; at once where that is 0."""
+        if not rate():
+            return
+        async with self._turn:  # one at a time, or each would wait beside the others for bytes of its own only
+            owed = float(size)
+            while owed > 0 and (cap := rate()):
+                part = min(owed, cap * STEP)
+                owed -= part
+                self._free_at = max(self._free_at, self._clock.monotonic() - BURST) + part / cap
+                if (left := self._free_at - self._clock.monotonic()) > 0:
+                    await self._clock.sleep(left)
+
+
+class Link:
+    """A link and the policy that is kept on it. ``policy`` may be replaced at any time."""
+
+    def __init__(self, clock: Clock, policy: LinkPolicy | None = None) -> None:
+        self.policy = policy or LinkPolicy()
+        self._clock = clock
+        self._throttle = Throttle(clock)
+
+    def __repr__(self) -> str:
+        return f"<Link {self.policy}>"
+
+    async def take(self, size: int) -> None:
+        """Wait until ``size`` bytes more, which were read from any connection, fit into the policy's rate now."""
+        await self._throttle.take(size, self._rate)
+
+    def _rate(self) -> int:
+        if not self.policy.windows:
+            return self.policy.rate
+        return self.policy.rate_at(datetime.fromtimestamp(self._clock.time()).astimezone())

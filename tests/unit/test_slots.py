@@ -1,0 +1,123 @@
+"""How many fetches run at once, and who goes first."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+from edge_node.slots import AT_FIRST, FORGET, MOST, Slots
+from tests.clock import HandClock
+
+
+def urgent() -> int:
+    """The rank of what a client waits for."""
+    return 0
+
+
+async def test_clients_go_before_preheating() -> None:
+    slots = Slots(HandClock())
+    for _ in range(AT_FIRST):
+        await slots.acquire(urgent)
+    order: list[str] = []
+
+    async def wait(name: str, *, background: bool) -> None:
+        await slots.acquire(lambda: int(background))
+        order.append(name)
+        slots.release()
+
+    tasks = [asyncio.create_task(wait("preheat", background=True))]
+    await asyncio.sleep(0)
+    tasks.append(asyncio.create_task(wait("client", background=False)))
+    await asyncio.sleep(0)
+    slots.release()
+    await asyncio.gather(*tasks)
+    assert order == ["client", "preheat"]
+
+
+async def test_a_waiter_that_gives_up_loses_no_slot() -> None:
+    slots = Slots(HandClock())
+    for _ in range(AT_FIRST):
+        await slots.acquire(urgent)
+    waiter = asyncio.create_task(slots.acquire(urgent))
+    await asyncio.sleep(0)
+    waiter.cancel()
+    await asyncio.wait([waiter])
+    for _ in range(AT_FIRST):
+        slots.release()
+    for _ in range(AT_FIRST):
+        await slots.acquire(urgent)
+    assert slots.used == AT_FIRST
+
+
+async def run_link(per_connection: int, whole: int, *, seconds: int = 60) -> list[int]:
+    """Many waiting, over a link that gives each connection so much and all together no more than ``whole`` bytes a
+    second: how many there were, second by second."""
+    clock = HandClock()
+    slots = Slots(clock)
+    waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(1000)]
+    await asyncio.sleep(0)
+    history = []
+    for _ in range(seconds):
+        clock.now += 1.0
+        slots.count(min(slots.used * per_connection, whole))
+        slots.release()
+        await asyncio.sleep(0)
+        history.append(slots.limit)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    return history
+
+
+async def test_connections_are_added_where_each_brings_more_and_not_where_fewer_fill_the_link() -> None:
+    assert (await run_link(1_000, 10**9, seconds=12))[-1] == MOST
+    assert (await run_link(10_000, 10_000))[-1] == AT_FIRST
+
+
+async def test_what_was_not_worth_it_is_given_up_one_by_one() -> None:
+    history = await run_link(10_000, 10_000)
+    assert max(history) == 2 * AT_FIRST
+    assert all(later >= earlier - 1 for earlier, later in pairwise(history))
+
+
+async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_connections() -> None:
+    clock = HandClock()
+    slots = Slots(clock)
+    waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(100)]
+    await asyncio.sleep(0)
+    for second in range(8):
+        clock.now += 1.0
+        slots.count(1000 * 2**second)
+        assert slots.limit == AT_FIRST
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_what_was_learned_of_a_link_is_forgotten_when_it_is_not_used() -> None:
+    clock = HandClock()
+    slots = Slots(clock)
+    slots.limit = MOST
+    clock.now += FORGET + 1
+    slots.count(1)
+    assert slots.limit == AT_FIRST
+
+
+async def test_who_becomes_urgent_while_it_waits_goes_first() -> None:
+    slots = Slots(HandClock())
+    for _ in range(AT_FIRST):
+        await slots.acquire(urgent)
+    ranks = {"first": 1, "second": 1}
+    order: list[str] = []
+
+    async def wait(name: str) -> None:
+        await slots.acquire(lambda: ranks[name])
+        order.append(name)
+        slots.release()
+
+    tasks = [asyncio.create_task(wait(name)) for name in ranks]
+    await asyncio.sleep(0)
+    ranks["second"] = 0
+    slots.release()
+    await asyncio.gather(*tasks)
+    assert order == ["second", "first"]
