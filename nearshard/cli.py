@@ -26,14 +26,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from nearshard import repository_commands
 from nearshard.accept import accept
-from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
-from nearshard.client import Progress as OnProgress
+from nearshard.client import DEFAULT_ROUTER, Client, Got, SyncClient
 from nearshard.enroll import change_file, enrolled_of, read_identity
 from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
+from nearshard.repository_commands import MaybeWhat, No, Where
 from nearshard.routes import locate, nodes, show_nodes, show_route
+from nearshard.transfer import Progress as OnProgress
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
@@ -91,20 +93,25 @@ def get_command(
     task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="org/name[:task][@ref or revision]")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Directory, or the body's file name; ./<name>-<task> by default."),
+        typer.Option(
+            "-o", "--output", help="Directory, or the body's file name; by default it is in the local repository."
+        ),
     ] = None,
     router: Router = ROUTERS,
     region: Region = None,
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    repository: Where = None,
+    no_repository: No = False,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     with _bar(task_id, quiet=quiet or as_json) as progress:
-        client = _client(router, region, trust_root, token, ca)
+        where = repository_commands.directory(repository, none=no_repository, output=output)
+        client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where)
         got = client.get(task_id, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
@@ -112,12 +119,16 @@ def get_command(
 @app.command("pull", epilog="Example: nearshard pull demo/minilm@v2 -o minilm/")
 def pull_command(
     model: Annotated[str, typer.Argument(metavar="MODEL[@REF]", help="org/name, and a ref or revision.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory; ./<name> by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Directory; by default it is in the local repository.")
+    ] = None,
     router: Router = ROUTERS,
     region: Region = None,
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    repository: Where = None,
+    no_repository: No = False,
     force: Force = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -125,18 +136,46 @@ def pull_command(
     """Fetch all files of a model, verified, from the nearest nodes."""
     name, _, ref = model.partition("@")
     with _bar(model, quiet=quiet or as_json) as progress:
-        client = _client(router, region, trust_root, token, ca)
+        where = repository_commands.directory(repository, none=no_repository, output=output)
+        client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where)
         got = client.pull(name, ref or DEFAULT_REF, output, force=force, progress=progress)
     _report(got, quiet=quiet, as_json=as_json)
 
 
-def _client(
+@app.command("repair", epilog="Example: nearshard repair demo/minilm")
+def repair_command(
+    what: MaybeWhat = "",
+    router: Router = ROUTERS,
+    region: Region = None,
+    token: Token = None,
+    trust_root: TrustRoot = None,
+    ca: Ca = None,
+    repository: Where = None,
+    as_json: Json = False,
+) -> None:
+    """Read what the local repository holds, and fetch again the shards that are not right."""
+    where = repository_commands.directory(repository)
+    client = Client(**_access(router, region, trust_root, token, ca), repository=where)
+    repository_commands.repair(client, what, as_json=as_json)
+
+
+repository_commands.add_to(app)
+
+
+def _access(
     router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
-) -> SyncClient:
-    """A client that goes on where the last command left off, also with no router left."""
+) -> dict[str, Any]:
+    """What a client is made with that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
     kept = Kept(cache_file(routers, region))
-    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca)
+    return {
+        "router": routers,
+        "region": region,
+        "kept": kept,
+        "trust_root": trust_root,
+        "token": _token(token_file),
+        "ca": ca,
+    }
 
 
 def _token(file: Path | None) -> str:

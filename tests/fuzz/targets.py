@@ -9,7 +9,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
-from origin.tensorfile import PREFIX, header_length, parse_header
 from router.exchange import from_record, to_record
 from router.location import Regions
 from shared import codec, manifest, plan, view
@@ -21,6 +20,7 @@ from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task, Tensor
 from shared.paths import parse_path
+from shared.tensorfile import PREFIX, header_length, parse_header
 from shared.trust_names import file_name, parse_file_name
 from shared.web.plain import PlainRequests
 from tests.fuzz.fuzz import Target
