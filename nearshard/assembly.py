@@ -1,9 +1,9 @@
 """Files being put together from shards, in a folder of their own, so that whoever is killed goes on where it was.
 
 ``<key>.part`` has the bytes, each shard at its place (a shard that is at none as a whole, behind the end);
-``<key>.have`` how far each shard got, a big-endian u32 each, written after the bytes. ``key`` names what the file is made of, so that
-another cut of the same file is another part. What is found of an earlier run is hashed before it counts: a whole shard
-by its digest, half of one by going on with its hash.
+``<key>.have`` how far each shard got, a big-endian u32 each, written after the bytes. ``key`` names what the file is
+made of, so that another cut of the same file is another part. What is found of an earlier run is hashed before it
+counts: a whole shard by its digest, half of one by going on with its hash.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class Client:
         network; by default the one that ``nearshard up`` or ``nearshard trust accept`` has noted for its routers.
         ``token``: for private models; told to nobody but the routers, nodes and origins of this network. ``ca``: file
         of the deployment's CA, that servers are checked by, beside the system's. ``concurrency``: shards fetched at
-        once; as many as the links are worth by default. ``repository``: directory of a local repository that everything is
+        once; as many as the links are worth by default. ``repository``: directory of a local repository that all is
         kept in; by default what is fetched to an output is there only, and all else in the user's repository.
         Raises RequestError, BadId, ConfigError."""
         self._tls = tls_by(ca)

@@ -38,19 +38,21 @@ class Width:
         """Streams before the last step up."""
         self._best = 0.0
         self._hold = 0
+        self._trying = False
+        """Whether the last step was one up."""
 
     def look(self, rate: float) -> int:
         """Of the last window came ``rate`` bytes a second, with ``streams`` streams busy all along; how many now."""
         if self._fixed:
             return self.streams
+        self._hold = max(0, self._hold - 1)
         if self._hold:
-            self._hold -= 1
-            self._best = max(rate, self._best if self._hold else 0.0)
-        elif rate > self._best * GAIN:
-            self._best, self._before = rate, self.streams
-            self.streams = min(MOST, self.streams + max(1, self.streams // 2))
+            return self.streams
+        if self._trying and rate <= self._best * GAIN:
+            self.streams, self._hold, self._trying = self._before, HOLD, False
         else:
-            self.streams, self._hold = self._before, HOLD
+            self._best, self._before, self._trying = rate, self.streams, True
+            self.streams = min(MOST, self.streams + max(1, self.streams // 2))
         return self.streams
 
 
