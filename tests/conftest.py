@@ -21,6 +21,12 @@ def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> None:
         os.environ[f"XDG_{kind}_HOME"] = str(tmp_path_factory.mktemp(f"{kind.lower()}-home"))
 
 
+@pytest.fixture(autouse=True)
+def _own_repository(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what one test fetched would be there for the next, and nothing would go over the network."""
+    monkeypatch.setenv("NEARSHARD_REPOSITORY", str(tmp_path_factory.mktemp("repository")))
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """A place for services of one test."""
