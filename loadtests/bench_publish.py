@@ -23,7 +23,7 @@ from rich.table import Table
 
 from loadtests.report import console, note, processor, version
 from loadtests.services import workspace
-from origin.tensorfile import TensorEntry, make_header
+from shared.tensorfile import TensorEntry, make_header
 
 MEMORY = 256 << 20
 GOAL = 0.7

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from origin.tensorfile import TensorEntry, make_header
+from shared.tensorfile import TensorEntry, make_header
 
 SHARD = 8 << 20
 """Bytes of each tensor, which is a shard."""

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from nearshard import repository_commands
 from nearshard.accept import accept
-from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
+from nearshard.client import DEFAULT_ROUTER, Client, Got, SyncClient
 from nearshard.doctor.command import Options as DoctorOptions
 from nearshard.doctor.command import run as run_doctor
 from nearshard.enroll import change_file, enrolled_of, read_identity
@@ -27,6 +28,7 @@ from nearshard.manners import Manners, parse_manners
 from nearshard.mirrored import say_waiting
 from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
 from nearshard.progress import OnProgress, shown, told
+from nearshard.repository_commands import MaybeWhat, No, Where
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
@@ -112,13 +114,17 @@ def get_command(
     task_id: Annotated[str, typer.Argument(metavar="TASK_ID", help="org/name[:task][@ref or revision]")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Directory, or the body's file name; ./<name>-<task> by default."),
+        typer.Option(
+            "-o", "--output", help="Directory, or the body's file name; by default it is in the local repository."
+        ),
     ] = None,
     router: Router = ROUTERS,
     region: Region = None,
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    repository: Where = None,
+    no_repository: No = False,
     limit_rate: LimitRate = "0",
     window: Windows = None,
     metered: Metered = False,
@@ -128,19 +134,25 @@ def get_command(
     as_json: JsonLines = False,
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
-    client = _client(router, region, trust_root, token, ca, _manners(limit_rate, window, metered, proxy))
+    where = repository_commands.directory(repository, none=no_repository, output=output)
+    manners = _manners(limit_rate, window, metered, proxy)
+    client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
     _transfer(task_id, lambda p: client.get(task_id, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
 @app.command("pull", epilog="Example: nearshard pull demo/minilm@v2 -o minilm/")
 def pull_command(
     model: Annotated[str, typer.Argument(metavar="MODEL[@REF]", help="org/name, and a ref or revision.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Directory; ./<name> by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Directory; by default it is in the local repository.")
+    ] = None,
     router: Router = ROUTERS,
     region: Region = None,
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    repository: Where = None,
+    no_repository: No = False,
     limit_rate: LimitRate = "0",
     window: Windows = None,
     metered: Metered = False,
@@ -152,7 +164,9 @@ def pull_command(
     """Fetch all files of a model, verified, from the nearest nodes."""
     name, _, found = model.partition("@")
     ref = found or DEFAULT_REF
-    client = _client(router, region, trust_root, token, ca, _manners(limit_rate, window, metered, proxy))
+    where = repository_commands.directory(repository, none=no_repository, output=output)
+    manners = _manners(limit_rate, window, metered, proxy)
+    client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
     _transfer(model, lambda p: client.pull(name, ref, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -177,28 +191,46 @@ def _transfer(what: str, fetch: Callable[[OnProgress | None], Got], *, quiet: bo
         _report(got)
 
 
-def _client(
-    router: list[str],
-    region: str | None,
-    trust_root: Path | None,
-    token_file: Path | None,
-    ca: Path | None,
-    manners: Manners,
-) -> SyncClient:
-    """A client that goes on where the last command left off, also with no router left."""
+@app.command("repair", epilog="Example: nearshard repair demo/minilm")
+def repair_command(
+    what: MaybeWhat = "",
+    router: Router = ROUTERS,
+    region: Region = None,
+    token: Token = None,
+    trust_root: TrustRoot = None,
+    ca: Ca = None,
+    repository: Where = None,
+    limit_rate: LimitRate = "0",
+    window: Windows = None,
+    metered: Metered = False,
+    proxy: Proxy = "",
+    as_json: Json = False,
+) -> None:
+    """Read what the local repository holds, and fetch again the shards that are not right."""
+    where = repository_commands.directory(repository)
+    manners = _manners(limit_rate, window, metered, proxy)
+    client = Client(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
+    repository_commands.repair(client, what, as_json=as_json)
+
+
+repository_commands.add_to(app)
+
+
+def _access(
+    router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
+) -> dict[str, Any]:
+    """What a client is made with that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
     kept = Kept(cache_file(routers, region))
-    token = _token(token_file)
-    return SyncClient(
-        routers,
-        region=region,
-        kept=kept,
-        trust_root=trust_root,
-        token=token,
-        ca=ca,
-        manners=manners,
-        waiting=say_waiting,
-    )
+    return {
+        "router": routers,
+        "region": region,
+        "kept": kept,
+        "trust_root": trust_root,
+        "token": _token(token_file),
+        "ca": ca,
+        "waiting": say_waiting,
+    }
 
 
 def _token(file: Path | None) -> str:

@@ -15,40 +15,43 @@ views are advice: they can cost time, but no byte.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 
-from nearshard.assembly import Assembly
+from nearshard.assembly import Assembly, read_shard
+from nearshard.beside import Beside, absent
 from nearshard.guide import Guide, parse_routers
 from nearshard.kept import Kept
+from nearshard.landing import MemoryLanding
 from nearshard.manners import Manners
 from nearshard.mirrored import Waiting, await_mirror
 from nearshard.networks import find_root, state_file
+from nearshard.opened import AHEAD, BlockingFile, OpenFile, running
+from nearshard.repository import Found, Links, Repository
+from nearshard.room import check_room
+from nearshard.tensors import Framework, load
+from nearshard.transfer import Meter, Progress, Sources, Transfer, base_of
 from shared import codec, plan
 from shared import manifest as manifests
 from shared.clock import Clock, SystemClock
-from shared.digest import Digest, digest_of, hex_of
+from shared.digest import Digest, digest_of
 from shared.errors import (
     BadId,
     DecodeError,
     IntegrityError,
     LocalError,
-    NearshardError,
     NotFound,
     RequestError,
     UpstreamError,
     WrongModel,
-    first_error,
 )
 from shared.ids import (
     DEFAULT_REF,
@@ -70,21 +73,13 @@ from shared.trust_file import TrustFile, read_root
 from shared.trust_names import TIMESTAMP
 from shared.view import EPOCH
 from shared.web.access import is_private
-from shared.web.session import CLIENT_IDLE, Fetched, NotLetIn, Sessions, open_blob
+from shared.web.session import CLIENT_IDLE, Fetched, NotLetIn, Sessions
 from shared.web.tls import tls_by
 from shared.web.trusted import Trusted
 
-DEFAULT_ROUTER = "http://127.0.0.1:8700"
-CONCURRENCY = 4
-"""Shards fetched at once; each may be held in memory (at most 32 MiB) until it is verified."""
-ROUNDS = 2
-"""Times that every source of a shard is tried."""
-_DETAIL = re.compile(r";\s*detail=([a-z-]+)")
-_STUCK = ("integrity_error", "upstream_timeout")
-"""What a source is blamed for although it has sent something."""
+T = TypeVar("T")
 
-Progress = Callable[[int, int], None]
-"""Bytes had, of the total."""
+DEFAULT_ROUTER = "http://127.0.0.1:8700"
 
 
 @dataclass(frozen=True)
@@ -115,12 +110,13 @@ class Client:
         router: str | Sequence[str] = DEFAULT_ROUTER,
         *,
         region: str | None = None,
-        concurrency: int = CONCURRENCY,
+        concurrency: int | None = None,
         kept: Kept | None = None,
         trust_root: Path | None = None,
         token: str = "",
         ca: Path | None = None,
         waiting: Waiting = lambda _: None,
+        repository: Path | None = None,
         manners: Manners | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -128,10 +124,11 @@ class Client:
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
         network; by default the one that ``nearshard up`` or ``nearshard trust accept`` has noted for its routers.
         ``token``: for private models; told to nobody but the routers, nodes and origins of this network. ``ca``: file
-        of the deployment's CA, that servers are checked by, beside the system's. ``waiting``: told how far it is while
-        an origin gets a model from the hub that it mirrors. ``manners``: rates, windows, metered, proxy
-        (``parse_manners``).
-        Raises RequestError, BadId, ConfigError."""
+        of the deployment's CA, that servers are checked by, beside the system's. ``concurrency``: shards fetched at
+        once; as many as the links are worth by default. ``waiting``: told how far it is while an origin gets a model
+        from the hub that it mirrors. ``repository``: directory of a local repository that all is kept in; by default
+        what is fetched to an output is there only, and all else in the user's repository. ``manners``: rates, windows,
+        metered, proxy (``parse_manners``). Raises RequestError, BadId, ConfigError."""
         self._waiting = waiting
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
@@ -140,6 +137,7 @@ class Client:
         self._manners = manners or Manners()
         self._concurrency = self._manners.connections(concurrency)
         self._link = Link(self._clock, self._manners.policy)
+        self._repository = Repository(repository, self._clock) if repository else None
         self._kept = kept or Kept()
         self._token = token
         self._private: set[str] = set()
@@ -188,25 +186,27 @@ class Client:
         progress: Progress | None = None,
     ) -> Got:
         """Fetch a task. ``output`` with a suffix is the body's file name, and small files are left out;
-        otherwise it is a directory for body and small files, ``./<name>-<task>`` by default.
+        otherwise it is a directory for body and small files. Without one the task is in the local repository.
 
+        Only shards that this disk does not have are fetched, and a later call goes on where this one was ended.
         Raises NotFound (with the names that exist), UpstreamError, TrustError, IntegrityError, DiskError, TargetExists,
         ConfigError (no root of trust).
         """
         asked = parse_task_id(task_id) if isinstance(task_id, str) else task_id
         urls: Mapping[Digest, Sequence[str]] = {}
         manifest = await self.manifest(asked.model, asked.ref)
-        if not await self._guide.ready():
+        if not await self._is_guided(manifest):
             with suppress(NotFound, UpstreamError):  # it would only name more sources
                 urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
-        task = manifest.task(asked.task)
-        target = Path(output) if output is not None else Path(f"{asked.model.partition('/')[2]}-{task.name}")
-        if target.suffix and not target.is_dir():
-            targets = {target: task.layout}
-        else:
-            targets = {target / task.filename: task.layout}
-            targets |= {target / path: manifest.files[path] for path in task.files}
-        return await self._assemble(manifest, targets, urls, force=force, progress=progress)
+        links, targets = self.repository.task(manifest, asked.task), None
+        if output is not None:
+            target, task = Path(output), manifest.task(asked.task)
+            if target.suffix and not target.is_dir():
+                targets = {target: task.layout}
+            else:
+                targets = {target / task.filename: task.layout}
+                targets |= {target / path: manifest.files[path] for path in task.files}
+        return await self._deliver(manifest, asked.ref, links, targets, urls, force=force, progress=progress)
 
     async def pull(
         self,
@@ -217,11 +217,67 @@ class Client:
         force: bool = False,
         progress: Progress | None = None,
     ) -> Got:
-        """Fetch every file of a model into ``output`` (``./<name>`` by default). Raises as ``get``."""
+        """Fetch every file of a model into the directory ``output``; without one, into the local repository. Raises
+        as ``get``."""
         manifest = await self.manifest(parse_model(model), parse_ref_or_revision(ref))
-        target = Path(output) if output is not None else Path(model.partition("/")[2])
-        targets = {target / path: layout for path, layout in manifest.files.items()}
-        return await self._assemble(manifest, targets, {}, force=force, progress=progress)
+        links, targets = self.repository.files(manifest), None
+        if output is not None:
+            targets = {Path(output) / path: layout for path, layout in manifest.files.items()}
+        return await self._deliver(manifest, ref, links, targets, {}, force=force, progress=progress)
+
+    @asynccontextmanager
+    async def open(
+        self, task_id: str | TaskId, path: str | None = None, *, ahead: int = AHEAD
+    ) -> AsyncIterator[OpenFile]:
+        """A task, or the model's file at ``path``, to be read anywhere without having it.
+
+        What the local repository has is read there; other shards come from the network, ``ahead`` of them ahead of who
+        reads from front to back. Raises as ``get``; reading does, too.
+        """
+        asked = parse_task_id(task_id) if isinstance(task_id, str) else task_id
+        manifest = await self.manifest(asked.model, asked.ref)
+        layout = manifest.task(asked.task).layout if path is None else manifest.file(path)
+        await self._is_guided(manifest)
+        places = await asyncio.to_thread(self.repository.find, manifest)
+        private = manifest.model if manifest.model in self._private else ""
+
+        async def fetch(digest: Digest) -> memoryview:
+            size = manifest.shards[digest]
+            for place in places.get(digest, ()):
+                data = await asyncio.to_thread(read_shard, place, digest, size)
+                if data is not None:
+                    return memoryview(data)
+            return await self._fetch(digest, size, (), Sources(), Meter(0, None), private)
+
+        opened = OpenFile(layout, fetch, ahead=0 if self._manners.policy.metered else ahead)
+        try:
+            yield opened
+        finally:
+            await opened.close()
+
+    async def load_task(
+        self, task_id: str | TaskId, *, framework: Framework = "numpy", progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """The tensors of a task by name, mapped from the local repository: ``numpy.ndarray`` or ``torch.Tensor``.
+
+        Nothing is read before it is used, nothing is copied; what is written to an array stays in this process. Raises
+        as ``get``; TensorFileError for a task that is no safetensors file, MissingPackage, UnknownDtype.
+        """
+        got = await self.get(task_id, progress=progress)
+        return await asyncio.to_thread(load, got.paths[0], framework)
+
+    async def repair(self, model: str, revision: Digest, *, progress: Progress | None = None) -> Got:
+        """Read all that the repository holds of a revision, and fetch the shards that are not right. Raises as
+        ``get``."""
+        started, sources = time.perf_counter(), Sources()
+        manifest = await self.manifest(model, revision)
+        tasks_and_files = await asyncio.to_thread(self.repository.held, manifest)
+        links = self.repository.links(manifest, tasks_and_files.tasks, tasks_and_files.files)
+        await self._is_guided(manifest)
+        await self._keep(manifest, revision, links, {}, sources, progress, check=True)
+        size = sum(layout.size for layout in links.values())
+        seconds = time.perf_counter() - started
+        return Got(model, revision, tuple(links), size, sources.total(), seconds, dict(sources))
 
     async def plan(self, task_id: TaskId) -> plan.Plan:
         """The plan of a task. Raises NotFound or UpstreamError."""
@@ -273,16 +329,8 @@ class Client:
         file, clock = self._trust_root or find_root(self.routers), self._clock
         root = read_root(file, clock.time(), "trust root")
         kept = TrustFile(state_file(root))
-        return Trusted(
-            root,
-            _Sources(self._sessions, self._guide),
-            clock,
-            lifetime=0,
-            name="client",
-            file=kept,
-            eager=(),
-            asker=True,
-        )
+        sources = _Sources(self._sessions, self._guide)
+        return Trusted(root, sources, clock, lifetime=0, name="client", file=kept, eager=(), asker=True)
 
     async def manifest(self, model: str, ref: str) -> Manifest:
         """The manifest of a ref or revision: its bytes are checked against what was signed, or what was asked for.
@@ -320,6 +368,8 @@ class Client:
         else:
             target = await self._target(model, ref)
             revision, length = target.revision, target.length
+        with suppress(NotFound, IntegrityError):
+            return await asyncio.to_thread(self._kept_manifest, model, revision)
         await self._guide.ready()  # an answer may have told that nodes came or went
 
         async def take(url: str, answer: Fetched) -> Manifest:
@@ -340,6 +390,20 @@ class Client:
             missing="unknown_revision",
             immutable=True,
         )
+
+    def _kept_manifest(self, model: str, revision: Digest) -> Manifest:
+        """From the repository. Raises NotFound, IntegrityError."""
+        manifest = self.repository.manifest(model, revision)
+        if self.repository.record(model, revision).private:
+            self._private.add(model)
+        return manifest
+
+    async def _is_guided(self, manifest: Manifest) -> bool:
+        """Whether the sources of shards are known by a view; also where nobody answers, since all may be here."""
+        try:
+            return await self._guide.ready()
+        except UpstreamError:
+            return True
 
     async def models(self) -> list[str]:
         """The names of all models. Raises UpstreamError."""
@@ -366,109 +430,130 @@ class Client:
 
     # Fetching
 
-    async def _assemble(
-        self,
-        manifest: Manifest,
-        targets: Mapping[Path, Layout],
-        urls: Mapping[Digest, Sequence[str]],
-        *,
-        force: bool,
-        progress: Progress | None,
-    ) -> Got:
-        started = time.perf_counter()
-        sources: Counter[tuple[str, str]] = Counter()
-        assembly = await asyncio.to_thread(Assembly, targets, force=force)
-        with assembly:
-            needed = assembly.needed()
-            total = sum(manifest.shards[digest] for digest in needed)
-            meter = _Meter(total, progress)
-            self._sessions.resolve_ahead({_base(url) for named in urls.values() for url in named})
-            await self._fetch_all(assembly, manifest, needed, urls, sources, meter)
-            await asyncio.to_thread(assembly.finish)
-        return Got(
-            manifest.model,
-            manifest.revision,
-            tuple(targets),
-            sum(layout.size for layout in targets.values()),
-            sources.total(),
-            time.perf_counter() - started,
-            dict(sources),
-        )
-
-    async def _fetch_all(
-        self,
-        assembly: Assembly,
-        manifest: Manifest,
-        needed: Sequence[Digest],
-        urls: Mapping[Digest, Sequence[str]],
-        sources: Counter[tuple[str, str]],
-        meter: _Meter,
-    ) -> None:
-        """Fetch shards in order, several at once; the first error ends them all and is raised as it is."""
-        waiting = iter(needed)
-        private = manifest.model if manifest.model in self._private else ""
-
-        async def work() -> None:
-            for digest in waiting:
-                data = await self._fetch(digest, manifest.shards[digest], urls.get(digest, ()), sources, meter, private)
-                await asyncio.to_thread(assembly.put, digest, data)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._concurrency, len(needed))):
-                    group.create_task(work())
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
-
     async def _fetch(
         self,
         digest: Digest,
         size: int,
         planned: Sequence[str],
-        sources: Counter[tuple[str, str]],
-        meter: _Meter,
+        sources: Sources,
+        meter: Meter,
         private: str = "",
     ) -> memoryview:
-        """One shard (of the ``private`` model, if any), verified, from ``planned`` URLs or by the view.
+        """One shard (of the ``private`` model, if any), verified, in memory. Raises as ``Transfer.fetch``."""
+        landing = MemoryLanding(digest, size)
+        transfer = Transfer(
+            self._sessions,
+            self._guide,
+            self._clock,
+            self._link,
+            private=private,
+            planned={digest: planned},
+            sources=sources,
+            meter=meter,
+        )
+        await transfer.fetch(landing)
+        return landing.data
 
-        Raises the last source's error when all have failed. In a round nobody is asked twice.
+    async def _fetch_all(
+        self,
+        manifest: Manifest,
+        assembly: Assembly,
+        urls: Mapping[Digest, Sequence[str]],
+        sources: Sources,
+        progress: Progress | None,
+    ) -> None:
+        """Fetch what an assembly needs. Raises the first error, once what came is kept."""
+        self._sessions.resolve_ahead({base_of(url) for named in urls.values() for url in named})
+        transfer = Transfer(
+            self._sessions,
+            self._guide,
+            self._clock,
+            self._link,
+            private=manifest.model if manifest.model in self._private else "",
+            planned=urls,
+            sources=sources,
+            meter=Meter(assembly.left(), progress),
+        )
+        await transfer.fetch_all(assembly.needed(), assembly, self._concurrency)
+
+    async def _keep(
+        self,
+        manifest: Manifest,
+        ref: str,
+        links: Links,
+        urls: Mapping[Digest, Sequence[str]],
+        sources: Sources,
+        progress: Progress | None,
+        *,
+        check: bool = False,
+    ) -> Repository:
+        """Have all of ``links`` in the repository, checked; only what is missing or wrong is fetched.
+
+        ``check``: read also what has not changed since it was last checked.
         """
-        failure: NearshardError = UpstreamError(f"nobody is named who has {digest}")
-        data = memoryview(bytearray(size))
-        reached, hashed = 0, hashlib.sha256()
-        for number in range(ROUNDS):
-            if number:
-                await self._guide.renew()
-            failed = self._guide.failed()
-            for url in sorted(planned, key=lambda url: _base(url) in failed) or self._guide.urls(digest, private):
-                begun = reached
-                fields = self._guide.credentials(_base(url)) if private else {}
-                try:
-                    async with open_blob(
-                        self._sessions.of(_base(url)), url, start=reached, size=size, max_size=size, headers=fields
-                    ) as body:
-                        outcome = _DETAIL.search(body.cache_status)
-                        served = (_base(url), outcome[1] if outcome else "origin")
-                        self._guide.hear(_base(url), body.epoch)
-                        skip = reached - body.start
-                        async for chunk in body.chunks:
-                            await self._link.take(len(chunk))
-                            sources[served] += len(chunk)
-                            part, skip = chunk[skip:], max(0, skip - len(chunk))
-                            hashed.update(part)
-                            data[reached : reached + len(part)] = part
-                            reached += len(part)
-                            meter.add(len(part))
-                    if hashed.hexdigest() != hex_of(digest):
-                        meter.add(-reached)
-                        reached, hashed = 0, hashlib.sha256()
-                        raise IntegrityError(f"{url} sent bytes that do not match the digest")
-                    return data
-                except (NotFound, UpstreamError) as error:
-                    failure = error.refusal if isinstance(error, NotLetIn) else error
-                    if reached == begun or error.error_code in _STUCK:
-                        self._guide.blame(_base(url), error)
-        raise failure
+        repository, model = self.repository, manifest.model
+        if not check and await asyncio.to_thread(repository.has, model, links):
+            return repository
+        layouts = {layout.sha256: layout for layout in links.values()}
+        async with repository.locked(model):
+            await asyncio.to_thread(repository.note, manifest, self._found_by(manifest, ref))
+            missing = await asyncio.to_thread(repository.missing, manifest, list(layouts.values()), check=check)
+            if missing:
+                assembly = repository.assembly(manifest, missing)
+                await asyncio.to_thread(assembly.prepare, await asyncio.to_thread(repository.find, manifest))
+                await self._fetch_all(manifest, assembly, urls, sources, progress)
+                await asyncio.to_thread(repository.finish, manifest, assembly, missing)
+            await asyncio.to_thread(repository.hold, manifest, links)
+        return repository
+
+    async def _deliver(
+        self,
+        manifest: Manifest,
+        ref: str,
+        links: Links,
+        targets: Mapping[Path, Layout] | None,
+        urls: Mapping[Digest, Sequence[str]],
+        *,
+        force: bool,
+        progress: Progress | None,
+    ) -> Got:
+        """Files at ``targets`` (by default where the repository shows them), from the repository where there is one."""
+        started, sources = time.perf_counter(), Sources()
+        wanted = links if targets is None else targets
+        missing = {} if targets is None else await asyncio.to_thread(absent, targets, force=force)
+        if missing and self._repository:
+            await asyncio.to_thread(
+                check_room, {path: layout.size for path, layout in missing.items()}, self._repository.root
+            )
+        if targets is None or (missing and self._repository):
+            repository = await self._keep(manifest, ref, links, urls, sources, progress)
+            await asyncio.to_thread(repository.deliver, manifest.model, missing)
+        elif missing:
+            assembly = await asyncio.to_thread(Beside, missing, manifest.shards)
+            with assembly:
+                await asyncio.to_thread(assembly.prepare, {})
+                await self._fetch_all(manifest, assembly, urls, sources, progress)
+                await asyncio.to_thread(assembly.finish, missing)
+        return Got(
+            manifest.model,
+            manifest.revision,
+            tuple(wanted),
+            sum(layout.size for layout in wanted.values()),
+            sources.total(),
+            time.perf_counter() - started,
+            dict(sources),
+        )
+
+    def _found_by(self, manifest: Manifest, ref: str) -> Found:
+        """How a revision was found."""
+        name = "" if is_revision(ref) else ref
+        evidence = self._trusted.evidence(manifest.model) if self._trusted and name else b""
+        return Found(name, manifest.model in self._private, evidence)
+
+    @property
+    def repository(self) -> Repository:
+        """The repository of this client, or the user's."""
+        return self._repository or Repository(clock=self._clock)
 
 
 class _Sources:
@@ -502,32 +587,36 @@ class SyncClient:
         router: str | Sequence[str] = DEFAULT_ROUTER,
         *,
         region: str | None = None,
-        concurrency: int = CONCURRENCY,
+        concurrency: int | None = None,
         kept: Kept | None = None,
         trust_root: Path | None = None,
         token: str = "",
         ca: Path | None = None,
         waiting: Waiting = lambda _: None,
+        repository: Path | None = None,
         manners: Manners | None = None,
     ) -> None:
         """See ``Client``."""
-        self._waiting = waiting
-        self._router, self._region, self._concurrency = router, region, concurrency
-        self._kept, self._trust_root, self._token, self._ca = kept or Kept(), trust_root, token, ca
-        self._manners = manners
-
-    def _make(self) -> Client:
-        return Client(
-            self._router,
-            region=self._region,
-            concurrency=self._concurrency,
-            kept=self._kept,
-            token=self._token,
-            trust_root=self._trust_root,
-            ca=self._ca,
-            waiting=self._waiting,
-            manners=self._manners,
+        self._make = partial(
+            Client,
+            router,
+            region=region,
+            concurrency=concurrency,
+            kept=kept or Kept(),
+            trust_root=trust_root,
+            token=token,
+            ca=ca,
+            waiting=waiting,
+            repository=repository,
+            manners=manners,
         )
+
+    def _run(self, call: Callable[[Client], Awaitable[T]]) -> T:
+        async def run() -> T:
+            async with self._make() as client:
+                return await call(client)
+
+        return asyncio.run(run())
 
     def get(
         self,
@@ -538,12 +627,7 @@ class SyncClient:
         progress: Progress | None = None,
     ) -> Got:
         """See ``Client.get``."""
-
-        async def call() -> Got:
-            async with self._make() as client:
-                return await client.get(task_id, output, force=force, progress=progress)
-
-        return asyncio.run(call())
+        return self._run(lambda client: client.get(task_id, output, force=force, progress=progress))
 
     def pull(
         self,
@@ -555,43 +639,37 @@ class SyncClient:
         progress: Progress | None = None,
     ) -> Got:
         """See ``Client.pull``."""
+        return self._run(lambda client: client.pull(model, ref, output, force=force, progress=progress))
 
-        async def call() -> Got:
-            async with self._make() as client:
-                return await client.pull(model, ref, output, force=force, progress=progress)
+    def load_task(
+        self, task_id: str | TaskId, *, framework: Framework = "numpy", progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """See ``Client.load_task``."""
+        return self._run(lambda client: client.load_task(task_id, framework=framework, progress=progress))
 
-        return asyncio.run(call())
+    @contextmanager
+    def open(self, task_id: str | TaskId, path: str | None = None, *, ahead: int = AHEAD) -> Iterator[BlockingFile]:
+        """See ``Client.open``; a file of ``io`` that others' libraries read from. Its loop is in a thread."""
+        with running() as run:
+            client = self._make()
+            run(client.__aenter__())
+            try:
+                opening = client.open(task_id, path, ahead=ahead)
+                opened = run(opening.__aenter__())
+                try:
+                    yield BlockingFile(opened, run)
+                finally:
+                    run(opening.__aexit__(None, None, None))
+            finally:
+                run(client.__aexit__(None, None, None))
 
     def models(self) -> list[str]:
         """See ``Client.models``."""
-
-        async def call() -> list[str]:
-            async with self._make() as client:
-                return await client.models()
-
-        return asyncio.run(call())
+        return self._run(lambda client: client.models())
 
     def describe(self, model: str) -> dict[str, Any]:
         """See ``Client.describe``."""
-
-        async def call() -> dict[str, Any]:
-            async with self._make() as client:
-                return await client.describe(model)
-
-        return asyncio.run(call())
-
-
-class _Meter:
-    """Bytes had so far, told to whoever watches."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total, self._had, self._progress = total, 0, progress
-        self.add(0)
-
-    def add(self, size: int) -> None:
-        self._had += size
-        if self._progress:
-            self._progress(self._had, self._total)
+        return self._run(lambda client: client.describe(model))
 
 
 def _document(url: str, answer: Fetched) -> dict[str, Any]:
@@ -603,8 +681,3 @@ def _document(url: str, answer: Fetched) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UpstreamError(f"{url} sent no JSON object")
     return document
-
-
-def _base(url: str) -> str:
-    """Scheme, host and port of a URL."""
-    return "/".join(url.split("/", 3)[:3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nearshard.pace import MOST
 from shared.errors import RequestError
 from shared.link import LinkPolicy, parse_policy
 from shared.proxy import ProxyOf, choose_proxy
@@ -24,13 +25,15 @@ class Manners:
     policy: LinkPolicy = field(default_factory=LinkPolicy)
     proxy_of: ProxyOf = _directly
 
-    def connections(self, most: int) -> int:
-        """How many connections carry shards at once where ``most`` would be good: one on a metered link, and so few
-        under the lowest cap that none is cut off for being slow."""
+    def connections(self, wanted: int | None) -> int | None:
+        """How many connections carry shards at once, None for as many as the link is worth, where ``wanted`` are: one
+        on a metered link, and so few under the lowest cap that none is cut off for being slow."""
         if self.policy.metered:
             return 1
-        caps = [cap for cap in (self.policy.rate, *self.policy.windows.values()) if cap]
-        return max(1, min(most, *(cap // LEAST_RATE for cap in caps))) if caps else most
+        borne = min(
+            (cap // LEAST_RATE for cap in (self.policy.rate, *self.policy.windows.values()) if cap), default=MOST
+        )
+        return max(1, min(borne, wanted or MOST)) if borne < (wanted or MOST) else wanted
 
 
 def parse_manners(

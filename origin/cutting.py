@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from origin.tensorfile import TensorEntry, TensorHeader
 from shared.errors import PublishError
 from shared.layout import piece_count
 from shared.manifest import MAX_PIECES, MIN_PIECE
+from shared.tensorfile import TensorEntry, TensorHeader
 
 TARGET = 8 << 20
 LIMIT = 32 << 20

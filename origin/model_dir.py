@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from origin.tensorfile import PREFIX, TensorHeader, header_length, parse_header
 from shared.errors import BadId, ManifestInvalid, PublishError, TasksError, TensorFileError
 from shared.ids import DEFAULT_TASK, parse_name
 from shared.manifest import MAX_TEXT, check_paths
+from shared.tensorfile import PREFIX, TensorHeader, header_length, parse_header
 
 TASKS_FILE = "nearshard.toml"
 SMALL_FILE = 32 << 20

@@ -33,12 +33,12 @@ from origin.model_dir import (
     read_sources,
 )
 from origin.signing import Ref, Source
-from origin.tensorfile import TensorHeader, make_header
 from shared.digest import Digest, digest_of
 from shared.errors import DiskError, IntegrityError, PublishError, TasksError, first_error
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
 from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
+from shared.tensorfile import TensorHeader, make_header
 
 CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX = 1 << 20, 4 << 20, 16 << 20
 """Content-defined chunks of files that are not safetensors: the library's upper bounds; 5 MiB on average."""

@@ -126,6 +126,9 @@ CODES: Mapping[str, Meaning] = {
     "store_denied": Meaning(502, EXIT_AUTH, "The object store refuses these credentials."),
     "store_timeout": Meaning(504, EXIT_NETWORK, "The object store did not answer in time."),
     "store_failed": Meaning(502, EXIT_NETWORK, "The object store failed, or could not be reached."),
+    "in_use": Meaning(409, EXIT_USAGE, "Another process is using this."),
+    "missing_package": Meaning(500, EXIT_CONFIG, "A Python package that this needs is not installed."),
+    "unknown_dtype": Meaning(422, EXIT_USAGE, "A tensor has a type that this library has no array for."),
     "exists": Meaning(409, EXIT_USAGE, "The target is there already."),
     "needs_root": Meaning(403, EXIT_USAGE, "Only root may change this machine."),
 }

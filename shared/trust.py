@@ -329,6 +329,11 @@ class Trust:
         _, role = self._speaks_for(model)
         return {ref: target for (of, ref), target in role.targets.items() if of == model} if role else {}
 
+    def evidence(self, model: str) -> bytes:
+        """The signed file that says what a model's refs mean, as it came; empty where none is loaded."""
+        _, role = self._speaks_for(model)
+        return role.data if role else b""
+
     def _speaks_for(self, model: str) -> tuple[str, Verified | None]:
         """The role that says what a model's refs mean: the public one where that has any. What the private one may say
         of the same model is then not listened to, since all that is of a public model is for all."""

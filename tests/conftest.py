@@ -25,6 +25,12 @@ def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def _own_repository(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what one test fetched would be there for the next, and nothing would go over the network."""
+    monkeypatch.setenv("NEARSHARD_REPOSITORY", str(tmp_path_factory.mktemp("repository")))
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """A place for services of one test."""

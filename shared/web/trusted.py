@@ -155,6 +155,10 @@ class Trusted:
         known = bool(self._trust.refs(model))
         raise NotFound(f"{model} has no such ref", code="unknown_revision" if known else "unknown_model")
 
+    def evidence(self, model: str) -> bytes:
+        """The signed file by which ``target`` answers for a model, for who keeps it; empty where none is loaded."""
+        return self._trust.evidence(model)
+
     def at_hand(self, model: str, ref: str) -> Target | None:
         """The same, where nobody needs to be asked and there is such a ref; else None. Metadata that is asked for near
         the end of its lifetime is confirmed meanwhile, so that nobody has to wait."""

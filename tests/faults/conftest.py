@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+Mount = Callable[[Path, str], None]
 
 FIGURE = "measured"
 """What a figure is called among a report's properties: those come from other processes too, where there are several."""
@@ -27,3 +32,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured")
         for figure in figures:
             terminalreporter.write_line(str(figure))
+
+
+@pytest.fixture
+def mount(need: Callable[[str], str]) -> Iterator[Mount]:
+    """Mounts a tmpfs with these options; a second time on the same place, changes them. All are gone at the end."""
+    program, mounted = need("mount"), []
+    if os.geteuid():
+        pytest.skip("only root can mount a tmpfs")
+
+    def make(where: Path, options: str) -> None:
+        words = ["-o", f"remount,{options}"] if where in mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        where.mkdir(exist_ok=True)
+        done = subprocess.run([program, *words, str(where)], capture_output=True, text=True, check=False)
+        if done.returncode and os.environ.get("CI") != "true":
+            pytest.skip(f"mount: {done.stderr.strip()}")
+        assert done.returncode == 0, done.stderr
+        if where not in mounted:
+            mounted.append(where)
+
+    yield make
+    for where in mounted:
+        subprocess.run(["umount", "--lazy", str(where)], check=True)

@@ -16,6 +16,7 @@ from nearshard import Client
 from shared.digest import hex_of, parse_digest
 from tests.faults import invariants
 from tests.faults.client import LONG, blob, start_edge, until
+from tests.faults.conftest import Mount
 from tests.harness import Lab, Service, get_json, make_model, wait_until
 from tests.scripted import Script, source
 
@@ -23,30 +24,6 @@ SIZE = 700_000
 REST = 30.0
 """Seconds that a disk which refused is left alone."""
 MARGIN = 10.0
-
-Mount = Callable[[Path, str], None]
-
-
-@pytest.fixture
-def mount(need: Callable[[str], str]) -> Iterator[Mount]:
-    """Mounts a tmpfs with these options; a second time on the same place, changes them. All are gone at the end."""
-    program, mounted = need("mount"), []
-    if os.geteuid():
-        pytest.skip("only root can mount a tmpfs")
-
-    def make(where: Path, options: str) -> None:
-        words = ["-o", f"remount,{options}"] if where in mounted else ["-t", "tmpfs", "-o", options, "tmpfs"]
-        where.mkdir(exist_ok=True)
-        done = subprocess.run([program, *words, str(where)], capture_output=True, text=True, check=False)
-        if done.returncode and os.environ.get("CI") != "true":
-            pytest.skip(f"mount: {done.stderr.strip()}")
-        assert done.returncode == 0, done.stderr
-        if where not in mounted:
-            mounted.append(where)
-
-    yield make
-    for where in mounted:
-        subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
 def shards(script: Script, count: int, size: int = SIZE) -> list[str]:

@@ -14,7 +14,6 @@ from securesystemslib.exceptions import FormatError
 from securesystemslib.formats import encode_canonical
 
 from origin.hub_listing import bytes_path, info_path, parse_revision
-from origin.tensorfile import PREFIX, header_length, parse_header
 from router.exchange import from_record, to_record
 from router.location import Regions
 from shared import codec, hub, manifest, plan, trust, view
@@ -27,6 +26,7 @@ from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task, Tensor
 from shared.paths import manifest_path, parse_path
 from shared.publishing import SESSION, Opening, make_opening, parse_opening, parse_shards
+from shared.tensorfile import PREFIX, header_length, parse_header
 from shared.tokens import AccessList, TokenKey, issue, key_id, parse_scopes, read_claims
 from shared.trust_names import SNAPSHOT, file_name, parse_file_name, public_role
 from shared.trust_names import TARGETS as TARGETS_ROLE

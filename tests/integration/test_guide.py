@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from nearshard import Client, NearshardError
-from nearshard.client import _Meter
 from nearshard.guide import FORGET, FRESH, PAUSE, Guide, parse_routers
 from nearshard.kept import Kept, Stored
+from nearshard.transfer import Meter
 from shared.clock import SystemClock
 from shared.codec import encode_json
 from shared.digest import digest_of
@@ -388,7 +388,7 @@ async def test_in_a_round_nobody_is_asked_twice(tmp_path: Path) -> None:
     async with serving(Router(view)) as router, Client(router.url) as client:
         await client._guide.ready()
         with pytest.raises(NearshardError):
-            await client._fetch(DIGEST, 5, (), Counter(), _Meter(5, None))
+            await client._fetch(DIGEST, 5, (), Counter(), Meter(5, None))
     for server in servers:
         server.close()
     assert len(asked) == 6
@@ -405,7 +405,7 @@ async def test_where_all_that_are_known_failed_the_view_is_asked_for_before_the_
         async with Client(router.url, kept=kept) as client:
             await client._guide.ready()
             assert router.asked == []
-            assert bytes(await client._fetch(digest, 5, (), Counter(), _Meter(5, None))) == b"shard"
+            assert bytes(await client._fetch(digest, 5, (), Counter(), Meter(5, None))) == b"shard"
         assert router.asked == ["200"]
 
 

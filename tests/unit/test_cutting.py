@@ -12,10 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from origin.cutting import SMALL, Cut, Members, cut_tensors, piece_length, public_names, task_tensors
-from origin.tensorfile import TensorEntry, TensorHeader
 from shared.errors import PublishError
 from shared.layout import piece_count
 from shared.manifest import MAX_PIECES, MIN_PIECE
+from shared.tensorfile import TensorEntry, TensorHeader
 from tests.unit.strategies import quick
 
 ALL, EMBED = frozenset({"all"}), frozenset({"all", "embed"})

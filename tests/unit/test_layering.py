@@ -20,7 +20,7 @@ PURE = [
             "plan", "outcome", "metalink", "hub",
         )
     ),
-    "origin.tensorfile",
+    "shared.tensorfile",
     "origin.cutting",
     "edge_node.gaps",
     "origin.hashing",

@@ -45,6 +45,7 @@ def test_a_proxy_that_is_none_is_refused() -> None:
 )  # fmt: skip
 def test_so_few_connections_that_each_has_a_rate_that_nodes_bear(said: dict[str, Any], connections: int) -> None:
     assert parse_manners(**said).connections(8) == connections
+    assert parse_manners(**said).connections(None) == (connections if connections < 8 else None)
 
 
 def test_what_does_not_fit_is_said_with_both_numbers(tmp_path: Path) -> None:

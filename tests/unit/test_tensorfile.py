@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from origin import tensorfile
-from origin.tensorfile import (
+from shared import tensorfile
+from shared.errors import TensorFileError
+from shared.tensorfile import (
     DTYPE_BITS,
     MAX_HEADER,
     MAX_NAME,
@@ -29,7 +30,6 @@ from origin.tensorfile import (
     make_header,
     parse_header,
 )
-from shared.errors import TensorFileError
 from tests.unit.strategies import quick, texts
 
 TWO = {
