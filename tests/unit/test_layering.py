@@ -17,10 +17,9 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome", "metalink",
+            "plan", "outcome", "metalink", "tensorfile",
         )
     ),
-    "shared.tensorfile",
     "origin.cutting",
     "edge_node.gaps",
     "origin.hashing",
@@ -45,6 +44,7 @@ PURE = [
     "shared.nonces",
     "shared.publishing",
     "origin.signing",
+    "nearshard.pace",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
