@@ -44,7 +44,6 @@ PURE = [
     "shared.nonces",
     "shared.publishing",
     "origin.signing",
-    "nearshard.pace",
 ]  # fmt: skip
 RUNTIME = {"asyncio", "aiohttp", "redis", "obstore"}
 
