@@ -286,7 +286,8 @@ def test_a_source_that_lies_is_left_for_the_next_and_nothing_of_it_is_kept(net: 
     net.proxy.behave(lying)
     got = SyncClient(net.proxy.url, repository=home).get(f"{MODEL}@{revision}")
     net.proxy.behave()
-    assert len({url for url, _ in got.sources}) == 2 and got.moved > net.bytes_of("all", "embed") - net.bytes_of("embed")
+    assert len({url for url, _ in got.sources}) == 2, "the one that lies, and the origin"
+    assert got.moved > net.bytes_of("all", "embed") - net.bytes_of("embed")
     assert got.paths[0].read_bytes() == net.whole and sound(home)
 
 
