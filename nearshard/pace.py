@@ -1,4 +1,4 @@
-"""How many streams at once, and which of them are too slow to wait for. Pure.
+"""How many streams at once, and which of them are too slow to wait for. No I/O.
 
 - ``Width``: begins with ``FIRST`` streams and adds some while that brings a tenth more; what brought nothing is taken
   back and tried again a while later, since links change.

@@ -101,8 +101,9 @@ class Transfer:
                 while waiting and len(active) < width.streams:
                     active.add(asyncio.create_task(self._land(waiting.pop(), lands)))
                 done, active = await asyncio.wait(active, timeout=WINDOW, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                failures = [task.exception() for task in done]  # all are looked at: asyncio complains of others
+                if failure := next(filter(None, failures), None):
+                    raise failure
                 now = self._clock.monotonic()
                 if now - looked >= WINDOW and waiting:
                     width.look((self.meter.had - had) / (now - looked))

@@ -17,10 +17,9 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome", "metalink", "hub",
+            "plan", "outcome", "metalink", "hub", "tensorfile",
         )
     ),
-    "shared.tensorfile",
     "origin.cutting",
     "edge_node.gaps",
     "origin.hashing",
