@@ -63,7 +63,7 @@ class Network:
     commit: str
 
     def sent(self) -> int:
-        """Bytes of bodies that the nodes and the origin have sent to anybody."""
+        """Bytes of bodies that the nodes have sent to anybody."""
         return sum(sum(edge.status()["sent_bytes"].values()) for edge in self.edges)
 
     def files(self) -> dict[str, bytes]:
