@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -14,7 +16,7 @@ from nearshard.landing import MemoryLanding
 from nearshard.transfer import Meter, Transfer
 from shared.digest import Digest
 from shared.errors import IntegrityError, UpstreamError
-from shared.web.session import make_session, open_blob
+from shared.web.session import Sessions, make_session, open_blob
 from tests import scripted
 from tests.clock import HandClock
 from tests.faults.client import until
@@ -23,13 +25,23 @@ from tests.scripted import Act, Asked, Script, head, source
 DATA = random.Random(3).randbytes(3_000_000)
 
 
+@asynccontextmanager
+async def opened() -> AsyncIterator[Sessions]:
+    """Sessions, closed at the end."""
+    sessions = Sessions()
+    try:
+        yield sessions
+    finally:
+        await sessions.close()
+
+
 async def fetch(digest: Digest, *urls: str) -> Transfer:
     """Have one shard from these sources, in this order."""
     clock = HandClock()
-    async with make_session() as session, source(Script()) as nobody:
-        guide = Guide(session, [nobody.url], None, Kept(), clock)
+    async with opened() as sessions, source(Script()) as nobody:
+        guide = Guide(sessions, [nobody.url], None, Kept(), clock)
         sources = [f"{url}/blobs/{digest}" for url in urls]
-        transfer = Transfer(session, guide, clock, planned={digest: sources})
+        transfer = Transfer(sessions, guide, clock, planned={digest: sources})
         landing = MemoryLanding(digest, len(DATA))
         try:
             await transfer.fetch(landing)
@@ -101,18 +113,18 @@ async def test_a_source_that_drips_while_another_one_is_fast_is_left_where_it_wa
 
     held = scripted.held_after(1_000_000)
     async with (
-        make_session() as session,
+        opened() as sessions,
         source(Script(acts=[drip])) as slow,
         source(Script(acts=[held, scripted.serve_whole])) as fast,
     ):
         other = fast.add(DATA[::-1])
         digest = slow.add(DATA)
         fast.add(DATA)
-        guide = Guide(session, ["http://127.0.0.1:9"], None, Kept(), clock)
+        guide = Guide(sessions, ["http://127.0.0.1:9"], None, Kept(), clock)
         planned = {digest: [f"{u}/blobs/{digest}" for u in (slow.url, fast.url)], other: [f"{fast.url}/blobs/{other}"]}
         begun = asyncio.Event()
         meter = Meter(0, lambda had, _: begun.set() if had > 1000 else None)
-        transfer = Transfer(session, guide, clock, planned=planned, meter=meter)
+        transfer = Transfer(sessions, guide, clock, planned=planned, meter=meter)
         landings = [MemoryLanding(name, len(DATA)) for name in (digest, other)]
         dripping = asyncio.create_task(transfer.fetch(landings[0]))
         await slow.holding.wait()
