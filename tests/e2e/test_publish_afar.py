@@ -208,7 +208,7 @@ def opened(origin: Service, key: NodeKey, token: str, signature: str = "") -> tu
 
 
 def test_where_tokens_are_asked_for_a_session_needs_one_and_the_signature(lab: Lab, publisher: Path) -> None:
-    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens=true", name="asking")
+    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens", name="asking")
     (key,) = load_ring([publisher]).values()
     revoked = lab.token("*/*:publish", name="revoked-one")
     command("token", "revoke", revoked, "--store", str(lab.store))
@@ -232,7 +232,7 @@ def test_where_tokens_are_asked_for_a_session_needs_one_and_the_signature(lab: L
 
 
 def test_a_revoked_token_ends_the_session_that_it_began(lab: Lab, publisher: Path) -> None:
-    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens=true", name="asking")
+    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens", name="asking")
     (key,) = load_ring([publisher]).values()
     base, token = f"{origin.url}/publish/{MODEL}", lab.token(f"{MODEL}:publish")
     nonce = ask(f"{base}/nonce", "GET")[2]["nonce"]
@@ -247,7 +247,7 @@ def test_a_revoked_token_ends_the_session_that_it_began(lab: Lab, publisher: Pat
 
 
 def test_a_publisher_shows_its_token(lab: Lab, publisher: Path) -> None:
-    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens=true", name="asking")
+    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens", name="asking")
     make_model(lab.folder / "model", width=128)
     done = publish(origin, publisher, lab.folder / "model", check=False)
     assert done.returncode == EXIT_AUTH and "token is needed" in done.stderr
@@ -256,7 +256,8 @@ def test_a_publisher_shows_its_token(lab: Lab, publisher: Path) -> None:
     assert done.returncode == EXIT_AUTH and "not for this" in done.stderr
     mine = lab.token_file(f"{MODEL}:publish", name="mine", subject="ci")
     assert publish(origin, publisher, lab.folder / "model", "--token-file", str(mine))["changed"]
-    (line,) = [line for line in map(json.loads, (lab.folder / "audit.jsonl").open()) if line["event"] == "published"]
+    events = [json.loads(line) for line in (lab.folder / "audit.jsonl").read_text().splitlines()]
+    (line,) = [line for line in events if line["event"] == "published"]
     assert line["subject"] == "ci" and line["who"] in load_ring([publisher])
 
 
