@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from edge_node.admin import build_admin, write_access
+from edge_node.admin import add_admin_routes, build_admin, write_access
 from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
@@ -175,6 +175,7 @@ def build_app(
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
     gate = Gate(trusted, clock)
     add_routes(app, delivery, gate, metrics, absent=mirrored.absent)
+    add_admin_routes(app, operations, gate, log)
     add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
     add_announce_route(app, catalog.forget)
     return app

@@ -242,7 +242,15 @@ def build_app(
     tier = OriginTier(trust, visibility, url, metrics, mirror)
     add_routes(app, tier, gate, metrics, absent=absent if mirror else None)
     add_hub_routes(app, tier, gate, absent=PassingOn(mirror, gate).absent if mirror else None)
-    Uploads(trust, online, audit, lambda model: announcer.tell(settings.router, model), clock, log).add_routes(app)
+    Uploads(
+        trust,
+        online,
+        audit,
+        lambda model: announcer.tell(settings.router, model),
+        clock,
+        log,
+        gate=gate if settings.publish_tokens else None,
+    ).add_routes(app)
     return app
 
 

@@ -84,6 +84,9 @@ class OriginSettings(ServiceSettings):
         default_factory=list, description="Routers to tell what is published here from afar; they tell the edges."
     )
     mirror: MirrorSettings = Field(default_factory=MirrorSettings, description="Another hub to mirror.")
+    publish_tokens: bool = Field(
+        False, description="Publishing from afar also takes a token with 'publish' for the model."
+    )
     revisions: int = Field(8, ge=0, description="Revisions of a model that gc keeps besides those of refs, last first.")
     grace: float = Field(86400.0, ge=0, description="Seconds for which gc spares what nothing refers to yet.")
 

@@ -38,6 +38,7 @@ from origin.publish_command import (
     ShardTarget,
     Store,
     Tasks,
+    Token,
     TrustRootFile,
     read_cut,
 )
@@ -55,6 +56,7 @@ from shared.errors import (
 from shared.files import locked
 from shared.ids import DEFAULT_REF, parse_model, parse_ref
 from shared.manifest import check_paths
+from shared.token_file import given_token
 from shared.web.command import run_program
 
 _HF = re.compile(r"hf://([^@]+?)(?:@(.+))?")
@@ -102,6 +104,7 @@ def command(
     keys: Keys = None,
     origin: Origin = "",
     trust_root: TrustRootFile = None,
+    token_file: Token = None,
     private: Private = False,
     shard_target: ShardTarget = DEFAULT_TARGET,
     pieces: Pieces = True,
@@ -114,7 +117,17 @@ def command(
     cut = read_cut(shard_target, shard_limit, pieces=pieces)
     name, revision, place = parse_from(what)
     wanted_ref = ref or (revision if _is_ref(revision) else DEFAULT_REF)
-    publishing = Publishing(model or _own_name(name, what), wanted_ref, private, store, keys, origin, trust_root, ca)
+    publishing = Publishing(
+        model or _own_name(name, what),
+        wanted_ref,
+        private,
+        store,
+        keys,
+        origin,
+        trust_root,
+        ca,
+        given_token(token_file),
+    )
     if place == "directory":
         if exclude:
             raise ConfigError("--exclude is for what is fetched; for a directory say so in its nearshard.toml")

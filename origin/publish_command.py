@@ -36,6 +36,7 @@ from shared.config import HttpUrl, load, size
 from shared.errors import ConfigError, UpstreamError
 from shared.ids import DEFAULT_REF, parse_model, parse_ref
 from shared.manifest import MAX_SHARD
+from shared.token_file import given_token
 from shared.trust_names import org_of
 from shared.web.announce import announce
 from shared.web.command import run_program
@@ -57,6 +58,14 @@ Origin = Annotated[str, typer.Option(help="URL of an origin to upload to; a stor
 TrustRootFile = Annotated[
     Path | None,
     typer.Option(envvar="NEARSHARD_TRUST_ROOT", help="The network's root file; root.json beside your key."),
+]
+Token = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="NEARSHARD_TOKEN_FILE",
+        help="File (mode 0600) of a token, if the origin asks for one; NEARSHARD_TOKEN may hold the token itself.",
+    ),
 ]
 Private = Annotated[bool, typer.Option("--private", help="Only for those with a token: nearshard token.")]
 ShardTarget = Annotated[str, typer.Option(help="Bytes that a shard should have.")]
@@ -86,6 +95,7 @@ def command(
     keys: Keys = None,
     origin: Origin = "",
     trust_root: TrustRootFile = None,
+    token_file: Token = None,
     private: Private = False,
     verify_signature: Annotated[
         Path | None, typer.Option(help="Check that all is signed, by OpenSSF model-signing, with this public key.")
@@ -103,7 +113,7 @@ def command(
 ) -> None:
     """Cut a model into shards, store them, and make a ref mean the result."""
     cut = read_cut(shard_target, shard_limit, pieces=pieces)
-    publishing = Publishing(model, ref, private, store, keys, origin, trust_root, ca)
+    publishing = Publishing(model, ref, private, store, keys, origin, trust_root, ca, given_token(token_file))
     if verify_signature or verify_certificates:
         _, sources = read_sources(directory, tasks)
         bundle = signature or directory / BUNDLE_FILE
@@ -136,8 +146,9 @@ class Publishing:
         origin: str,
         trust_root: Path | None,
         ca: Path | None,
+        token: str = "",
     ) -> None:
-        """Raises BadId, ConfigError."""
+        """``token``: shown to an origin that asks for one. Raises BadId, ConfigError."""
         self.model, self.ref, self._private, self._ca = parse_model(model), parse_ref(ref), private, ca
         if origin and store:
             raise ConfigError("--origin and --store are two places; give one")
@@ -146,7 +157,7 @@ class Publishing:
         self._ring, self._afar = load_ring(folders), bool(origin)
         if origin:
             root, url = _read_root(trust_root, folders), TypeAdapter(HttpUrl).validate_python(origin)
-            self._place: Place = partial(_from_afar, url, root, ca, self._ring)
+            self._place: Place = partial(_from_afar, url, root, ca, self._ring, token)
         else:
             self._place = partial(_at_hand, self.where, self._ring, model)
 
@@ -198,9 +209,9 @@ async def _at_hand(store: str, ring: Keyring, model: str) -> AsyncIterator[Sink]
 
 
 @asynccontextmanager
-async def _from_afar(url: str, root: bytes, ca: Path | None, ring: Keyring) -> AsyncIterator[Sink]:
+async def _from_afar(url: str, root: bytes, ca: Path | None, ring: Keyring, token: str) -> AsyncIterator[Sink]:
     async with make_session(tls=tls_by(ca)) as session:
-        yield RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)))
+        yield RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)), token)
 
 
 def _read_root(file: Path | None, folders: list[Path]) -> bytes:
