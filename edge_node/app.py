@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from edge_node.admin import build_admin, write_access
+from edge_node.admin import add_admin_routes, build_admin, write_access
 from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
@@ -169,6 +169,8 @@ def build_app(
     app.on_response_prepare.append(tell_epoch)
     app[CLAIMED] = lambda request: request.headers.get(HOP)
     app[DRAIN] = membership.leave  # before the socket closes: no new clients are sent here
-    add_routes(app, delivery, Gate(trusted, clock), metrics)
+    gate = Gate(trusted, clock)
+    add_routes(app, delivery, gate, metrics)
+    add_admin_routes(app, operations, gate, log)
     add_announce_route(app, catalog.forget)
     return app

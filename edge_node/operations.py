@@ -27,6 +27,7 @@ from shared.errors import DecodeError, NearshardError, NotFound
 from shared.files import replace_file
 from shared.ids import parse_task_id
 from shared.tasks import end
+from shared.tokens import EVERYTHING
 from shared.web.trusted import Trusted
 
 AT_ONCE = 4
@@ -34,6 +35,14 @@ AT_ONCE = 4
 PAUSE = 1.0
 """Seconds between two looks whether a metered link is free again."""
 KEEP_JOBS = 100
+
+
+def model_of(what: str) -> str:
+    """The model that ``what`` is of; a shard by itself may be of any (EVERYTHING). Raises BadId."""
+    if what.startswith("sha256:"):
+        parse_digest(what)
+        return EVERYTHING
+    return parse_task_id(what).model
 
 
 @dataclass

@@ -31,17 +31,19 @@ from nearshard.client import DEFAULT_ROUTER, Got, SyncClient
 from nearshard.client import Progress as OnProgress
 from nearshard.doctor.command import Options as DoctorOptions
 from nearshard.doctor.command import run as run_doctor
-from nearshard.enroll import change_file, enrolled_of, read_identity
+from nearshard.enroll import change_afar, enrolled_of, read_identity
 from nearshard.guide import parse_routers
 from nearshard.kept import Kept, cache_file
-from nearshard.operate import NodeAccess, find_nodes, follow_jobs, on_all
+from nearshard.operate import Access, find_nodes, follow_jobs, from_afar, on_all
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
+from shared.enrolment_file import change_file
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
 from shared.files import home
 from shared.ids import DEFAULT_REF, parse_name
-from shared.token_file import read_token
+from shared.paths import ADMIN
+from shared.token_file import given_token
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
@@ -139,12 +141,7 @@ def _client(
     """A client that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
     kept = Kept(cache_file(routers, region))
-    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=_token(token_file), ca=ca)
-
-
-def _token(file: Path | None) -> str:
-    """The token in a file or, where none is named, in the environment; may be empty."""
-    return read_token(file) if file else os.environ.get("NEARSHARD_TOKEN", "")
+    return SyncClient(routers, region=region, kept=kept, trust_root=trust_root, token=given_token(token_file), ca=ca)
 
 
 @app.command("up", epilog="Example: nearshard up --edges 4 --region berlin --region lagos --data /tmp/net")
@@ -187,12 +184,32 @@ Data = Annotated[
 Nodes = Annotated[list[str] | None, typer.Option("--node", help="Only this node; again for more. All by default.")]
 What = Annotated[str, typer.Argument(metavar="WHAT", help="org/name, org/name:task, or a shard's digest.")]
 DEFAULT_DATA = Path("~/.local/share/nearshard")
+NodeUrls = Annotated[
+    list[str] | None,
+    typer.Option("--node-url", help="A node elsewhere, by its URL, with a token for 'admin'; again for more."),
+]
+OperatorToken = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="NEARSHARD_TOKEN_FILE",
+        help="File (mode 0600) of the token for services elsewhere; NEARSHARD_TOKEN may hold the token itself.",
+    ),
+]
 
 
 @app.command("preheat", epilog="Example: nearshard preheat demo/minilm:embed-3l --node north-1")
-def preheat_command(what: What, data: Data = DEFAULT_DATA, node: Nodes = None, as_json: Json = False) -> None:
+def preheat_command(
+    what: What,
+    data: Data = DEFAULT_DATA,
+    node: Nodes = None,
+    node_url: NodeUrls = None,
+    token: OperatorToken = None,
+    ca: Ca = None,
+    as_json: Json = False,
+) -> None:
     """Fetch a model or task to nodes before anybody asks: each takes the shards that it owns."""
-    _follow("/preheat", what, data, node, as_json=as_json)
+    _follow("/preheat", what, _nodes(data, node, node_url, token, ca), as_json=as_json)
 
 
 @app.command("pin", epilog="Example: nearshard pin demo/minilm")
@@ -200,26 +217,42 @@ def pin_command(
     what: What,
     data: Data = DEFAULT_DATA,
     node: Nodes = None,
+    node_url: NodeUrls = None,
+    token: OperatorToken = None,
+    ca: Ca = None,
     remove: Annotated[bool, typer.Option("--remove", help="No longer keep it.")] = False,
     as_json: Json = False,
 ) -> None:
     """Keep a model or task on the nodes' disks, whatever else they need room for."""
+    nodes = _nodes(data, node, node_url, token, ca)
     if remove:
-        _print(asyncio.run(on_all(_nodes(data, node), "POST", "/unpin", {"what": what})), as_json=as_json)
+        _print(asyncio.run(on_all(nodes, "POST", "/unpin", {"what": what})), as_json=as_json)
     else:
-        _follow("/pin", what, data, node, as_json=as_json)
+        _follow("/pin", what, nodes, as_json=as_json)
 
 
 @app.command("purge", epilog="Example: nearshard purge demo/minilm:vocab")
-def purge_command(what: What, data: Data = DEFAULT_DATA, node: Nodes = None, as_json: Json = False) -> None:
+def purge_command(
+    what: What,
+    data: Data = DEFAULT_DATA,
+    node: Nodes = None,
+    node_url: NodeUrls = None,
+    token: OperatorToken = None,
+    ca: Ca = None,
+    as_json: Json = False,
+) -> None:
     """Drop a model, a task or a shard from nodes; a later request fetches it again."""
-    _print(asyncio.run(on_all(_nodes(data, node), "POST", "/purge", {"what": what})), as_json=as_json)
+    nodes = _nodes(data, node, node_url, token, ca)
+    _print(asyncio.run(on_all(nodes, "POST", "/purge", {"what": what})), as_json=as_json)
 
 
 @app.command("link", epilog="Example: nearshard link --rate 5MB --window 08:00-18:00=1MB --metered")
 def link_command(
     data: Data = DEFAULT_DATA,
     node: Nodes = None,
+    node_url: NodeUrls = None,
+    token: OperatorToken = None,
+    ca: Ca = None,
     rate: Annotated[str | None, typer.Option(help="Bytes a second; 0 is no cap.")] = None,
     window: Annotated[list[str] | None, typer.Option(help="HH:MM-HH:MM=RATE; all windows are replaced.")] = None,
     metered: Annotated[
@@ -235,20 +268,26 @@ def link_command(
         change["windows"] = dict(item.partition("=")[::2] for item in window)
     if metered is not None:
         change["metered"] = metered
-    nodes = _nodes(data, node)
+    nodes = _nodes(data, node, node_url, token, ca)
     answer = on_all(nodes, "PUT", "/link", change) if change else on_all(nodes, "GET", "/link")
     _print(asyncio.run(answer), as_json=as_json)
 
 
 @app.command("drain", epilog="Example: nearshard drain north-1   (and back: nearshard drain north-1 --undo)")
 def drain_command(
-    node: Annotated[str, typer.Argument(metavar="NODE", help="A node of this machine.")],
+    node: Annotated[str | None, typer.Argument(metavar="NODE", help="A node of this machine, or --node-url.")] = None,
     data: Data = DEFAULT_DATA,
+    node_url: NodeUrls = None,
+    token: OperatorToken = None,
+    ca: Ca = None,
     undo: Annotated[bool, typer.Option("--undo", help="Send clients there again.")] = False,
     as_json: Json = False,
 ) -> None:
     """Send no new clients to a node, and let it own no shards; it goes on answering. Lasts until it restarts."""
-    _print(asyncio.run(on_all(_nodes(data, [node]), "PUT", "/drain", {"draining": not undo})), as_json=as_json)
+    if not node and not node_url:
+        raise RequestError("which node? Name it, or give --node-url")  # not all of them
+    nodes = _nodes(data, [node] if node else [], node_url, token, ca)
+    _print(asyncio.run(on_all(nodes, "PUT", "/drain", {"draining": not undo})), as_json=as_json)
 
 
 @app.command("nodes", epilog="Example: nearshard nodes --router http://router:8700")
@@ -274,7 +313,7 @@ def locate_command(
     as_json: Json = False,
 ) -> None:
     """Show where a client is sent for a task, best first."""
-    document = asyncio.run(locate(router, what, region=region, explain=explain, token=_token(token), ca=ca))
+    document = asyncio.run(locate(router, what, region=region, explain=explain, token=given_token(token), ca=ca))
     if as_json:
         sys.stdout.write(json.dumps(document) + "\n")
     else:
@@ -291,21 +330,35 @@ def enroll_command(
     data: Annotated[
         Path | None, typer.Option(help="The directory of a node of this machine; it says what is not said here.")
     ] = None,
-    file: Annotated[Path, typer.Option(envvar="NEARSHARD_ROUTER_ENROLLED", help="The routers' enrolment file.")] = Path(
-        "nodes.toml"
-    ),
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NEARSHARD_ROUTER_ENROLLED",
+            help="The routers' file, where it is here; nodes.toml by default.",
+        ),
+    ] = None,
+    router: Annotated[
+        list[str] | None,
+        typer.Option(help="A router elsewhere, with a token for '*/*:enroll'; again for more, each with a file."),
+    ] = None,
+    token: OperatorToken = None,
+    ca: Ca = None,
     remove: Annotated[bool, typer.Option("--remove", help="Throw the node out.")] = False,
 ) -> None:
     """Let a node join: add it to the enrolment file, which routers read again when it changes."""
+    if file and router:
+        raise RequestError("--file (NEARSHARD_ROUTER_ENROLLED) and --router are two places; give one")
     said: dict[str, Any] = read_identity(data.expanduser()) if data else {}
     given = {"id": node, "url": url, "region": region, "weight": weight, "key": key}
     said |= {name: value for name, value in given.items() if value is not None}
-    if remove:
-        change_file(file, parse_name(str(said.get("id") or ""), "a node"), None)
-        return
-    enrolled = enrolled_of(said)
-    change_file(file, enrolled.node.id, enrolled)
-    sys.stdout.write(enrolment_line(enrolled) + "\n")
+    enrolled = None if remove else enrolled_of(said)
+    name = parse_name(str(said.get("id") or ""), "a node")
+    if router:
+        asyncio.run(change_afar(from_afar(router, "", given_token(token), ca), name, enrolled))
+    else:
+        change_file(file or Path("nodes.toml"), name, enrolled)
+    if enrolled:
+        sys.stdout.write(enrolment_line(enrolled) + "\n")
 
 
 @app.command("doctor", epilog="Example: nearshard doctor --router http://router:8700 --rate 12MB")
@@ -369,12 +422,18 @@ def _confirm(url: str, fingerprint: str) -> bool:
     return typer.confirm("Does whoever runs the network say the same?", err=True)
 
 
-def _nodes(data: Path, names: list[str] | None) -> list[NodeAccess]:
-    return find_nodes(data.expanduser(), names or [])
+def _nodes(
+    data: Path, names: list[str] | None, urls: list[str] | None, token_file: Path | None, ca: Path | None
+) -> list[Access]:
+    """The nodes elsewhere that are named, or those of this machine."""
+    if not urls:
+        return find_nodes(data.expanduser(), names or [])
+    if names:
+        raise RequestError("a node is of this machine, by its name, or elsewhere, by --node-url; give one")
+    return from_afar(urls, ADMIN, given_token(token_file), ca)
 
 
-def _follow(path: str, what: str, data: Path, names: list[str] | None, *, as_json: bool) -> None:
-    nodes = _nodes(data, names)
+def _follow(path: str, what: str, nodes: list[Access], *, as_json: bool) -> None:
     with _bar(what, quiet=as_json) as progress:
 
         def show(jobs: Mapping[str, Mapping[str, int]]) -> None:

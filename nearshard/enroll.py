@@ -1,17 +1,16 @@
-"""Enrolling nodes: changes of the file that says which nodes may join."""
+"""Enrolling nodes: what a node says of itself, and having routers let it in."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from nearshard.operate import Access, on_all
 from shared.codec import decode_json
-from shared.enrolment import IDENTITY, KEY, Enrolled, change_enrolment, parse_enrolled
+from shared.enrolment import IDENTITY, KEY, Enrolled, parse_enrolled
 from shared.errors import ConfigError, DecodeError, DiskError, RequestError
-from shared.files import replace_file
 from shared.keys import load_or_make_key
-
-MAX_FILE = 64 << 20
+from shared.paths import ENROLMENTS
 
 
 def read_identity(data: Path) -> dict[str, Any]:
@@ -39,15 +38,12 @@ def enrolled_of(said: dict[str, Any]) -> Enrolled:
     return parse_enrolled(str(said["id"]), {**record, "weight": said.get("weight", 1)})
 
 
-def change_file(file: Path, node: str, enrolled: Enrolled | None) -> None:
-    """Put the node's line into the file, or take it out (None); the file is made where there is none.
-
-    It changes in one step, so that a router never reads half of it. Raises DiskError, RequestError.
-    """
-    try:
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        replace_file(file, change_enrolment(text, node, enrolled).encode())
-    except OSError as error:
-        raise DiskError(f"{file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8") from error
+async def change_afar(routers: list[Access], node: str, enrolled: Enrolled | None) -> None:
+    """Have routers let the node in, or throw it out (None). All are asked, also where one of them fails. Raises the
+    first error."""
+    if enrolled is None:
+        await on_all(routers, "DELETE", f"{ENROLMENTS}/{node}")
+    else:
+        place = enrolled.node
+        record = {"url": place.url, "region": place.region, "weight": place.weight, "key": enrolled.key.hex()}
+        await on_all(routers, "PUT", f"{ENROLMENTS}/{node}", record)

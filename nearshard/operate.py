@@ -1,10 +1,15 @@
-"""Operating nodes of this machine: their admin faces, found in their data directories."""
+"""Operating nodes: those of this machine by their admin faces, found in their data directories; others with a token.
+
+Routers are asked to enrol nodes in the same way.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +17,43 @@ from typing import Any
 import aiohttp
 
 from shared import codec
-from shared.errors import CODES, DiskError, LocalError, NearshardError, NotFound, UpstreamError
+from shared.errors import (
+    CODES,
+    DecodeError,
+    DiskError,
+    LocalError,
+    NearshardError,
+    NotFound,
+    RequestError,
+    UpstreamError,
+)
+from shared.token_file import bearer
 from shared.web.session import make_session, translated
+from shared.web.tls import tls_by
 
 POLL = 0.2
 """Seconds between two looks at a job."""
 
 
 @dataclass(frozen=True)
-class NodeAccess:
-    """One node's admin face."""
+class Access:
+    """A service that takes orders, and the token that it takes them for."""
 
     name: str
     url: str
     token: str
+    tls: ssl.SSLContext | None = None
 
 
-def find_nodes(data: Path, names: list[str]) -> list[NodeAccess]:
+def from_afar(urls: Sequence[str], prefix: str, token: str, ca: Path | None) -> list[Access]:
+    """Services by their URLs, each once. ``prefix``: of the paths. Raises RequestError, ConfigError."""
+    tls, bases = tls_by(ca), dict.fromkeys(url.rstrip("/") for url in urls)
+    if not all(url.startswith(("http://", "https://")) for url in bases):
+        raise RequestError("a service's URL is http://host:port or https://host:port")
+    return [Access(url, url + prefix, token, tls) for url in bases]
+
+
+def find_nodes(data: Path, names: list[str]) -> list[Access]:
     """The nodes under ``data``: a node's own directory, or one with ``edges/<name>/`` (as ``nearshard up`` makes).
 
     Only those in ``names``, if any are given. Raises NotFound, DiskError.
@@ -40,7 +65,7 @@ def find_nodes(data: Path, names: list[str]) -> list[NodeAccess]:
             continue
         try:
             access = json.loads(file.read_bytes())
-            nodes.append(NodeAccess(file.parent.name, str(access["url"]), str(access["token"])))
+            nodes.append(Access(file.parent.name, str(access["url"]), str(access["token"])))
         except OSError as error:
             raise DiskError(f"{file}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -52,40 +77,59 @@ def find_nodes(data: Path, names: list[str]) -> list[NodeAccess]:
     return nodes
 
 
-async def call(node: NodeAccess, method: str, path: str, body: object = None) -> Any:
-    """Ask a node. Raises what it answers, as the error it is; UpstreamError where it does not."""
-    url = node.url + path
+async def call(service: Access, method: str, path: str, body: object = None) -> dict[str, Any]:
+    """Ask a service. Raises what it answers, as the error it is; UpstreamError where it does not."""
+    url = service.url + path
     with translated(url):
         async with (
-            make_session() as session,
+            make_session(tls=service.tls) as session,
             session.request(
                 method,
                 url,
                 json=body,
-                headers={"Authorization": f"Bearer {node.token}"},
+                headers=bearer(service.token),
                 timeout=aiohttp.ClientTimeout(total=60),
                 allow_redirects=False,
             ) as answer,
         ):
-            document = codec.decode_json(await answer.content.read(codec.MAX_JSON))
-            if answer.status >= 400:
-                code = document.get("code")
+            document = await _read_object(answer)
+            if answer.status >= 300:
+                code = str(document.get("code"))
                 if code in CODES:
                     names = document.get("tasks")
                     public = {"tasks": names} if isinstance(names, list) else {}
-                    raise NearshardError(f"{node.name}: {CODES[code].title}", code=code, public=public)
+                    raise NearshardError(f"{service.name}: {CODES[code].title}", code=code, public=public)
                 raise UpstreamError(f"{url} answered {answer.status}")
             return document
 
 
-async def on_all(nodes: list[NodeAccess], method: str, path: str, body: object = None) -> dict[str, Any]:
-    """Ask every node; answers by name. Raises the first error."""
-    answers = await asyncio.gather(*(call(node, method, path, body) for node in nodes))
-    return {node.name: answer for node, answer in zip(nodes, answers, strict=True)}
+async def _read_object(answer: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The object that an answer is; empty for anything else, as of a service that is none of ours."""
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > codec.MAX_JSON:
+            return {}
+    with suppress(DecodeError):
+        document = codec.decode_json(bytes(body))
+        if isinstance(document, dict):
+            return document
+    return {}
+
+
+async def on_all(services: list[Access], method: str, path: str, body: object = None) -> dict[str, dict[str, Any]]:
+    """Ask every service, also where another one fails; answers by name. Raises the first error."""
+    asked = (call(service, method, path, body) for service in services)
+    answers = {}
+    for service, answer in zip(services, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+        if isinstance(answer, BaseException):
+            raise answer
+        answers[service.name] = answer
+    return answers
 
 
 async def follow_jobs(
-    nodes: list[NodeAccess], path: str, what: str, progress: Callable[[Mapping[str, Any]], None]
+    nodes: list[Access], path: str, what: str, progress: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
     """Start a job on every node and follow it to its end; ``progress`` gets the jobs by node again and again.
 

@@ -176,6 +176,15 @@ def build_app(
     app = make_app("nearshard-origin", clock, metrics, log)
     app.cleanup_ctx.append(live)
     visibility = StoreVisibility(trust)
-    add_routes(app, OriginTier(trust, visibility, url, metrics), Gate(visibility, clock), metrics)
-    Uploads(trust, online, audit, lambda model: announcer.tell(settings.router, model), clock, log).add_routes(app)
+    gate = Gate(visibility, clock)
+    add_routes(app, OriginTier(trust, visibility, url, metrics), gate, metrics)
+    Uploads(
+        trust,
+        online,
+        audit,
+        lambda model: announcer.tell(settings.router, model),
+        clock,
+        log,
+        gate=gate if settings.publish_tokens else None,
+    ).add_routes(app)
     return app

@@ -24,7 +24,8 @@ class Audit:
         return f"<Audit {self._file}>"
 
     def add(self, event: str, who: str, **what: object) -> None:
-        """One line. ``who``: the id of the key that did it, or another name of whoever did. Raises DiskError."""
+        """One line. ``who``: the id of the key or the token that did it, or another name of whoever did; empty where
+        nobody was proven to. Raises DiskError."""
         at = self._now().astimezone(UTC).isoformat(timespec="milliseconds")
         line = encode_json({"time": at, "event": event, "who": who, **what}) + b"\n"
         try:

@@ -45,6 +45,9 @@ class OriginSettings(ServiceSettings):
     router: list[HttpUrl] = Field(
         default_factory=list, description="Routers to tell what is published here from afar; they tell the edges."
     )
+    publish_tokens: bool = Field(
+        False, description="Publishing from afar also takes a token with 'publish' for the model."
+    )
     revisions: int = Field(8, ge=0, description="Revisions of a model that gc keeps besides those of refs, last first.")
     grace: float = Field(86400.0, ge=0, description="Seconds for which gc spares what nothing refers to yet.")
 

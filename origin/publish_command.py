@@ -36,6 +36,7 @@ from shared.config import HttpUrl, load, size
 from shared.errors import ConfigError, UpstreamError
 from shared.ids import parse_model, parse_ref
 from shared.manifest import MAX_SHARD
+from shared.token_file import given_token
 from shared.trust_names import org_of
 from shared.web.announce import announce
 from shared.web.command import run_program
@@ -62,6 +63,13 @@ def command(
     trust_root: Annotated[
         Path | None,
         typer.Option(envvar="NEARSHARD_TRUST_ROOT", help="The network's root file; root.json beside your key."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NEARSHARD_TOKEN_FILE",
+            help="File (mode 0600) of a token, if the origin asks for one; NEARSHARD_TOKEN may hold the token itself.",
+        ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Only for those with a token: nearshard token.")] = False,
     verify_signature: Annotated[
@@ -106,7 +114,7 @@ def command(
         raise ConfigError("--signature is checked with --verify-signature or --verify-certificates; give one")
     if origin:
         root, url = _read_root(trust_root, folders), TypeAdapter(HttpUrl).validate_python(origin)
-        place: Place = partial(_from_afar, url, root, ca, ring)
+        place: Place = partial(_from_afar, url, root, ca, ring, given_token(token_file))
     else:
         place = partial(_at_hand, where, ring)
     with _bar() as bar:
@@ -147,10 +155,18 @@ async def _at_hand(
 
 
 async def _from_afar(
-    url: str, root: bytes, ca: Path | None, ring: Keyring, directory: Path, model: str, ref: str, **options: Any
+    url: str,
+    root: bytes,
+    ca: Path | None,
+    ring: Keyring,
+    token: str,
+    directory: Path,
+    model: str,
+    ref: str,
+    **options: Any,
 ) -> Published:
     async with make_session(tls=tls_by(ca)) as session:
-        sink = RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)))
+        sink = RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)), token)
         return await publish(sink, directory, model, ref, **options)
 
 

@@ -38,6 +38,7 @@ from shared.publishing import (
     make_opening,
     path_of,
 )
+from shared.token_file import bearer
 from shared.trust_names import TIMESTAMP, file_name, org_of
 from shared.web.session import CONNECT, translated
 
@@ -65,9 +66,12 @@ class RemoteSink(TrustReader):
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
         seen: Seen,
+        token: str = "",
     ) -> None:
-        """``root``: a root of the network that is trusted. ``ring``: the publisher's keys."""
+        """``root``: a root of the network that is trusted. ``ring``: the publisher's keys. ``token``: for an origin
+        that asks for one besides."""
         super().__init__()
+        self._begins = bearer(token)
         self._seen = seen
         self._http, self._origin, self._root, self._ring = session, origin, root, ring
         self._now, self._sleep = now, sleep
@@ -182,7 +186,7 @@ class RemoteSink(TrustReader):
             nonce = str(_field(await self._send("GET", "nonce"), "nonce"))
             body, signature = make_opening(Opening(self._model, nonce, key.public, self._private), key)
             try:
-                answer = await self._send("POST", "session", body, {SIGNATURE_FIELD: signature})
+                answer = await self._send("POST", "session", body, {SIGNATURE_FIELD: signature, **self._begins})
             except RequestError as error:
                 if error.error_code != "not_publisher":
                     raise

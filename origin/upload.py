@@ -10,7 +10,7 @@ import asyncio
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -42,7 +42,9 @@ from shared.publishing import (
     parse_opening,
     parse_shards,
 )
+from shared.tokens import Right, Token, TokenError
 from shared.trust_names import parse_file_name
+from shared.web.access import Gate
 from shared.web.middleware import KIND, read_body, refuse_expectation
 
 UPLOADS = 8
@@ -64,6 +66,8 @@ class Session:
     opening: Opening
     key_id: str
     ends: float
+    token: Token | None = None
+    """What was shown to begin it, where that is asked for."""
 
     @property
     def model(self) -> str:
@@ -80,6 +84,11 @@ class Session:
         """The model whose private shards are stored; empty for public ones."""
         return self.model if self.opening.private else ""
 
+    @property
+    def by(self) -> Mapping[str, str]:
+        """Who was given the token, for the log."""
+        return {"token_id": self.token.id, "subject": self.token.subject} if self.token else {}
+
 
 class Sessions:
     """Who may upload what, for an hour."""
@@ -89,13 +98,13 @@ class Sessions:
         self.nonces = Nonces(now, lambda: secrets.token_hex(16))
         self._open: OrderedDict[str, Session] = OrderedDict()
 
-    def begin(self, opening: Opening, key_id: str) -> str:
-        """A new session's token."""
-        token = secrets.token_urlsafe(32)
-        self._open[token] = Session(opening, key_id, self._now() + SESSION_TIME)
+    def begin(self, opening: Opening, key_id: str, token: Token | None = None) -> str:
+        """A new session's name, which is its holder's secret."""
+        name = secrets.token_urlsafe(32)
+        self._open[name] = Session(opening, key_id, self._now() + SESSION_TIME, token)
         while len(self._open) > SESSIONS:
             self._open.popitem(last=False)
-        return token
+        return name
 
     def find(self, model: str, authorization: str) -> Session:
         """The session of a request. Raises RequestError (``no_session``)."""
@@ -117,10 +126,14 @@ class Uploads:
         tell: Callable[[str], None],
         clock: Clock,
         log: FilteringBoundLogger,
+        *,
+        gate: Gate | None = None,
     ) -> None:
-        """``online``: the online key, ConfigError where there is none. ``tell`` is called with a model that changed."""
+        """``online``: the online key, ConfigError where there is none. ``tell`` is called with a model that changed.
+        ``gate``: where a token is asked for besides the publisher's signature."""
         self._trust, self._storage, self._online = trust, trust.storage, online
         self._audit, self._tell, self._clock, self._log = audit, tell, clock, log
+        self._gate = gate
         self._sessions = Sessions(clock.monotonic)
         self._room = asyncio.Semaphore(UPLOADS)
         self._committing = asyncio.Lock()
@@ -146,13 +159,14 @@ class Uploads:
 
     async def _begin(self, request: web.Request) -> web.Response:
         model = _model(request)
+        token = await self._check_token(self._gate, request, model) if self._gate else None
         opening = parse_opening(model, await read_body(request), request.headers.get(SIGNATURE_FIELD, ""))
         if not self._sessions.nonces.fresh(opening.nonce):
             raise RequestError(code="stale_nonce", headers={"WWW-Authenticate": SCHEME})
         key_id = signing.key_of(opening.key).keyid
         await self._check_publisher(model, opening, key_id)
         check_visibility(await self._trust.state(), model, private=opening.private)
-        return _json({"session": self._sessions.begin(opening, key_id), "seconds": SESSION_TIME})
+        return _json({"session": self._sessions.begin(opening, key_id, token), "seconds": SESSION_TIME})
 
     async def _missing(self, request: web.Request) -> web.Response:
         session = await self._session(request)
@@ -218,7 +232,8 @@ class Uploads:
         await self._trust.create([(role, version, data)])
         await self._trust.roll_forward(online, now, [role])
         for ref, revision in changed.items():
-            await self._say("published", session.key_id, model=session.model, ref=ref, revision=revision, role=role)
+            what = {"model": session.model, "ref": ref, "revision": revision, "role": role, **session.by}
+            await self._say("published", session.key_id, **what)
         if changed:
             self._tell(session.model)
 
@@ -263,7 +278,20 @@ class Uploads:
         request[KIND] = "publish"
         session = self._sessions.find(_model(request), request.headers.get("Authorization", ""))
         await self._check_publisher(session.model, session.opening, session.key_id)  # it may be revoked by now
+        if self._gate and session.token:  # and so may this; that it expires ends no upload
+            await self._gate.check_not_revoked(session.token)
         return session
+
+    async def _check_token(self, gate: Gate, request: web.Request, model: str) -> Token:
+        who = ""
+        try:
+            token = await gate.shown(request)
+            who = token.id
+            token.require(Right.PUBLISH, model)
+        except TokenError as error:
+            await self._say_refused(who, model=model, code=error.error_code)
+            raise
+        return token
 
     async def _check_publisher(self, model: str, opening: Opening, key_id: str) -> None:
         if key_id not in publisher_keyids(await self._trust.state(), model, private=opening.private):

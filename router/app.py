@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from router.admission import Admission
 from router.config import RouterSettings
 from router.enrolment_file import EnrolmentFile
+from router.enrolments import add_enrolment_routes
 from router.explain import Route, add_explain_routes
 from router.geoip import open_geoip
 from router.location import Found, Regions
@@ -374,6 +375,8 @@ def build_app(
     app.on_response_prepare.append(tell_epoch)
     add_routes(app, tier, gate, metrics, degraded=lambda: registry.degraded)
     add_membership_routes(app, registry, admission, metrics, settings.ttl, tier)
+    if settings.enrolled:
+        add_enrolment_routes(app, settings.enrolled, registry, gate, log)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)
     return app

@@ -73,6 +73,8 @@ class Registry:
         """Why this router is on its own; empty while all is well, and where it is meant to be alone."""
         self._file, self._saved, self._saved_at = file, 0, BEFORE
         self._rebuilt_at, self._rebuild_cost = BEFORE, 0.0
+        self._reading, self._enrolled_anew = asyncio.Lock(), set[str]()
+        """Nodes whose enrolment changed since the last round."""
         self._closing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -110,6 +112,14 @@ class Registry:
         self._rebuild()
         self._wake.set()
         return True
+
+    async def follow_enrolment(self) -> None:
+        """Go by the enrolment file as it is now, and not as it was in the last round."""
+        await self._read_enrolment()
+        if self._enrolled_anew:
+            self._drop_unproven()
+            self._rebuild()
+            self._wake.set()
 
     def _rebuild(self, epoch: int = 0) -> None:
         """Bring the snapshot up to date, and note how long that took."""
@@ -166,7 +176,13 @@ class Registry:
                 pass
 
     async def _round(self) -> None:
-        await self._follow_enrolment()
+        await self._read_enrolment()
+        if self._enrolled_anew:
+            # Also where it was followed already: what is under way with Redis then may have brought a node back. All of
+            # Redis is read again, as nodes may be enrolled now that were not.
+            self._drop_unproven()
+            self._enrolled_anew.clear()
+            self._members.begin_listing()
         self._members.expire(self._clock.monotonic(), alone=self._redis is None or bool(self.degraded))
         self._rebuild()
         if self._redis:
@@ -174,16 +190,21 @@ class Registry:
         if self._clock.monotonic() - self._saved_at >= SAVING:
             await self._save()
 
-    async def _follow_enrolment(self) -> None:
-        """Where the enrolment changed, check all members anew; and read all of Redis again, as nodes may be
-        enrolled now that were not."""
-        if self._enrolment is None or not await self._enrolment.changed():
-            return
-        self._admission.enrolled = self._enrolment.nodes
-        for told in self._members.all().values():
-            if not self._is_proven(told, "enrolment"):
-                self._members.drop(told.node.id)
-        self._members.begin_listing()
+    async def _read_enrolment(self) -> None:
+        """Hear by the enrolment as it is now."""
+        async with self._reading:
+            if self._enrolment is None or not await self._enrolment.changed():
+                return
+            before, now = self._admission.enrolled or {}, self._enrolment.nodes
+            self._admission.enrolled = now
+            self._enrolled_anew |= {node for node in before.keys() | now.keys() if before.get(node) != now.get(node)}
+
+    def _drop_unproven(self) -> None:
+        """Check those members again whose enrolment changed."""
+        for node in self._enrolled_anew:
+            told = self._members.get(node)
+            if told and not self._is_proven(told, "enrolment"):
+                self._members.drop(node)
 
     def _is_proven(self, told: Told, source: str) -> bool:
         try:

@@ -5,7 +5,8 @@ All below ``/publish/<org>/<name>`` of an origin:
 ===========================  =========================================================================================
 ``GET nonce``                ``{"nonce"}``: to be signed
 ``POST session``             ``{"model", "nonce", "key", "private"}`` with a ``Nearshard-Signature`` of the body by that
-                             key, which must be one of the organisation's publishers': ``{"session", "seconds"}``
+                             key, which must be one of the organisation's publishers': ``{"session", "seconds"}``.
+                             Where the origin wants it, with a token for ``publish`` too: ``Authorization: Bearer``
 ``POST missing``             ``{"shards": {digest: size}}``, at most ``BATCH``: ``{"missing": [digest]}``
 ``PUT blobs/<digest>``       a shard, kept where its digest is right: 201
 ``PUT manifests/<digest>``   a manifest, kept where all of its shards are there: 201

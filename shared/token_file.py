@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def read_token(file: Path) -> str:
     except TokenInvalid:
         raise ConfigError(f"{file}: not a token") from None
     return text
+
+
+def given_token(file: Path | None) -> str:
+    """The token in a file or, where none is named, in the environment (NEARSHARD_TOKEN); may be empty. Raises as
+    ``read_token`` does."""
+    return read_token(file) if file else os.environ.get("NEARSHARD_TOKEN", "")
 
 
 class TokenFile:

@@ -37,6 +37,8 @@ SKEW = 60.0
 MAX_LIFETIME = 366 * 86_400.0
 """Seconds that a token may be good for."""
 ANY = "*"
+EVERYTHING = f"{ANY}/{ANY}"
+"""Stands for all models, those to come among them: in place of a model, it is covered by the scope of all alone."""
 
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID}}}")
@@ -112,7 +114,7 @@ class Scope:
         return f"{self.org}/{self.name}:{self.right}"
 
     def covers(self, model: str) -> bool:
-        """Whether a model is among those it is for."""
+        """Whether a model, or EVERYTHING, is among what it is for."""
         org, _, name = model.partition("/")
         return self.org in (ANY, org) and self.name in (ANY, name)
 
@@ -150,8 +152,13 @@ class Token:
     subject: str = ""
 
     def may(self, right: Right, model: str) -> bool:
-        """Whether it has a right to a model."""
+        """Whether it has a right to a model, or to EVERYTHING."""
         return any(scope.right is right and scope.covers(model) for scope in self.scopes)
+
+    def require(self, right: Right, model: str) -> None:
+        """Raises Forbidden where it has not."""
+        if not self.may(right, model):
+            raise Forbidden
 
     def may_in(self, right: Right, org: str) -> bool:
         """Whether it has a right to anything of an organisation."""

@@ -230,7 +230,15 @@ class Lab:
     def _trusting(self) -> list[str]:
         return ["--trust-root", str(self.trust_root), "--token", str(self.node_token)]
 
-    def token(self, *scopes: str, ttl: float = 900, ago: float = 0, key: NodeKey | None = None, name: str = "") -> str:
+    def token(
+        self,
+        *scopes: str,
+        ttl: float = 900,
+        ago: float = 0,
+        key: NodeKey | None = None,
+        name: str = "",
+        subject: str = "",
+    ) -> str:
         """A token of this network, issued some seconds ago, for so long. In this process: a command takes a second."""
         return issue(
             key or TokenKeys(self.keys).signing(),
@@ -238,6 +246,7 @@ class Lab:
             token_id=name or secrets.token_hex(8),
             now=time.time() - ago,
             lifetime=ttl,
+            subject=subject,
         )
 
     def token_file(self, *scopes: str, name: str = "token", **options: Any) -> Path:

@@ -20,7 +20,7 @@ from aiohttp import web
 from shared.clock import Clock
 from shared.errors import NotFound, RequestError, TrustError, UpstreamError
 from shared.paths import BlobPath, FilePath, ModelsPath, ReadPath, TaskPath, TrustPath
-from shared.tokens import AccessList, Forbidden, Right, Token, TokenMissing
+from shared.tokens import AccessList, Forbidden, Right, Token, TokenMissing, TokenRevoked
 from shared.trust_names import private_org
 
 QUERY = "token"
@@ -96,24 +96,32 @@ class Gate:
         may = token is not None and token.may(Right.READ, model)
         return may or await self._visibility.is_public(model)
 
-    async def require(self, request: web.Request, right: Right, model: str) -> Token:
-        """The token that gives a right to a model. Raises TokenMissing, Forbidden, or what else is wrong with it."""
+    async def shown(self, request: web.Request) -> Token:
+        """The token that a request has to show. Raises TokenMissing, or what else is wrong with it."""
         token = await self.token(request)
         if token is None:
             raise TokenMissing
-        if not token.may(right, model):
-            raise Forbidden
+        return token
+
+    async def require(self, request: web.Request, right: Right, model: str) -> Token:
+        """The token that gives a right to a model, or to EVERYTHING. Raises TokenMissing, Forbidden, or what else is
+        wrong with it."""
+        token = await self.shown(request)
+        token.require(right, model)
         return token
 
     async def require_in(self, request: web.Request, right: Right, org: str) -> Token:
         """The same for anything of an organisation."""
-        token = await self.token(request)
-        if token is None:
-            raise TokenMissing
+        token = await self.shown(request)
         if not token.may_in(right, org):
             raise Forbidden
         request[_PRIVATE] = org
         return token
+
+    async def check_not_revoked(self, token: Token) -> None:
+        """For what a token began and goes on. Raises TokenRevoked; UpstreamError where that is not known."""
+        if token.id in (await self._visibility.access_list()).revoked:
+            raise TokenRevoked
 
     async def _enter_blob(self, request: web.Request, path: BlobPath, token: Token | None) -> None:
         if not path.model:

@@ -22,6 +22,7 @@ from shared.config import ServiceSettings
 from shared.errors import ConfigError, RequestError
 from shared.files import Stamp, stamp
 from shared.keys import check_private
+from shared.paths import ADMIN
 
 WATCH = 1.0
 """Seconds between two looks at the files."""
@@ -176,6 +177,12 @@ CLAIMED: web.AppKey[Callable[[web.Request], str | None]] = web.AppKey("claimed")
 _HEALTH = ("/healthz", "/readyz")
 
 
+def _is_open(request: web.Request) -> bool:
+    """Whether a GET is no reading of models: how a service is, or what an operator asks with a token."""
+    resource = request.match_info.route.resource  # what will answer, however the path is written
+    return request.path in _HEALTH or (resource is not None and resource.canonical.startswith(f"{ADMIN}/"))
+
+
 def certificate_guard(*, nodes_only: bool) -> Middleware:
     """Nobody speaks for a node but who shows its certificate; nor reads, where that is for nodes only.
 
@@ -190,7 +197,7 @@ def certificate_guard(*, nodes_only: bool) -> Middleware:
         claimed = claim(request) if claim else None
         if claimed is not None and claimed != peer:
             raise RequestError(code="certificate_needed")
-        if nodes_only and peer is None and request.method in ("GET", "HEAD") and request.path not in _HEALTH:
+        if nodes_only and peer is None and request.method in ("GET", "HEAD") and not _is_open(request):
             raise RequestError(code="certificate_needed")
         return await handler(request)
 

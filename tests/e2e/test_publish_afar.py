@@ -198,6 +198,69 @@ def test_a_session_is_begun_by_a_fresh_signature_of_its_own_words(origin: Servic
     assert ask(f"{base}/session", "POST", small, Nearshard_Signature="00" * 64)[:2] == (422, "bad_key")
 
 
+def opened(origin: Service, key: NodeKey, token: str, signature: str = "") -> tuple[int, str]:
+    """Status and code of beginning a session with a token beside the signature."""
+    base = f"{origin.url}/publish/{MODEL}"
+    nonce = ask(f"{base}/nonce", "GET")[2]["nonce"]
+    body, signed = make_opening(Opening(MODEL, nonce, key.public, False), key)
+    fields = {"Authorization": f"Bearer {token}"} if token else {}
+    return ask(f"{base}/session", "POST", body, Nearshard_Signature=signature or signed, **fields)[:2]
+
+
+def test_where_tokens_are_asked_for_a_session_needs_one_and_the_signature(lab: Lab, publisher: Path) -> None:
+    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens", name="asking")
+    (key,) = load_ring([publisher]).values()
+    revoked = lab.token("*/*:publish", name="revoked-one")
+    command("token", "revoke", revoked, "--store", str(lab.store))
+    for token, refusal in (
+        ("", (401, "token_missing")),
+        (lab.token("*/*:read", "*/*:admin", "*/*:enroll"), (403, "forbidden")),
+        (lab.token("acme/other:publish", "other/*:publish", name="of-another", subject="ci"), (403, "forbidden")),
+        (lab.token("*/*:publish", ttl=60, ago=500), (401, "token_expired")),
+        (lab.token("*/*:publish", key=NodeKey.generate()), (401, "token_invalid")),
+        (revoked, (401, "token_revoked")),
+    ):
+        assert opened(origin, key, token) == refusal
+    good = lab.token(f"{MODEL}:publish")
+    assert opened(origin, key, good, "00" * 64) == (401, "bad_signature"), "a token alone is nothing"
+    assert opened(origin, NodeKey.generate(), good) == (403, "not_publisher")
+    assert opened(origin, key, good) == (200, "")
+    events = [json.loads(line) for line in (lab.folder / "audit.jsonl").read_text().splitlines()]
+    refused = [(line["who"], line["code"]) for line in events if line["event"] == "refused"]
+    assert ("of-another", "forbidden") in refused and ("", "token_missing") in refused
+    assert good not in origin.text() and good not in (lab.folder / "audit.jsonl").read_text()
+
+
+def test_a_revoked_token_ends_the_session_that_it_began(lab: Lab, publisher: Path) -> None:
+    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens", name="asking")
+    (key,) = load_ring([publisher]).values()
+    base, token = f"{origin.url}/publish/{MODEL}", lab.token(f"{MODEL}:publish")
+    nonce = ask(f"{base}/nonce", "GET")[2]["nonce"]
+    body, signature = make_opening(Opening(MODEL, nonce, key.public, False), key)
+    bearer = {"Authorization": f"Bearer {token}"}
+    name = ask(f"{base}/session", "POST", body, Nearshard_Signature=signature, **bearer)[2]["session"]
+    fields, shards = {"Authorization": f"Nearshard-Session {name}"}, json.dumps({"shards": {digest_of(b"x"): 1}})
+    assert ask(f"{base}/missing", "POST", shards.encode(), **fields)[0] == 200
+    assert ask(f"{base}/missing", "POST", shards.encode(), **bearer)[:2] == (401, "no_session")
+    command("token", "revoke", token, "--store", str(lab.store))
+    assert ask(f"{base}/missing", "POST", shards.encode(), **fields)[:2] == (401, "token_revoked")
+
+
+def test_a_publisher_shows_its_token(lab: Lab, publisher: Path) -> None:
+    origin = lab.service("origin", "--store", str(lab.store), "--publish-tokens", name="asking")
+    make_model(lab.folder / "model", width=128)
+    done = publish(origin, publisher, lab.folder / "model", check=False)
+    assert done.returncode == EXIT_AUTH and "token is needed" in done.stderr
+    other = lab.token_file("other/*:publish", name="other")
+    done = publish(origin, publisher, lab.folder / "model", "--token-file", str(other), check=False)
+    assert done.returncode == EXIT_AUTH and "not for this" in done.stderr
+    mine = lab.token_file(f"{MODEL}:publish", name="mine", subject="ci")
+    assert publish(origin, publisher, lab.folder / "model", "--token-file", str(mine))["changed"]
+    events = [json.loads(line) for line in (lab.folder / "audit.jsonl").read_text().splitlines()]
+    (line,) = [line for line in events if line["event"] == "published"]
+    assert line["subject"] == "ci" and line["who"] in load_ring([publisher])
+
+
 def test_a_publish_goes_on_after_the_origin_came_back(lab: Lab, origin: Service, publisher: Path) -> None:
     make_model(lab.folder / "model", width=128)
     origin.stop()

@@ -412,6 +412,10 @@ def test_reading_can_be_for_nodes_alone(lab: Lab, tmp_path: Path) -> None:
     for service in (inner, origin):  # the short path of the edge knows it by now
         assert ask(service, path, deployment.client()) == (403, "certificate_needed")
         assert ask(service, "/healthz", deployment.client())[0] == 200
+    operator = {"Authorization": f"Bearer {lab.token('*/*:admin')}"}  # shows a token, not a certificate
+    assert ask(inner, "/admin/pins", deployment.client(), **operator)[0] == 200
+    assert ask(inner, "/admin/pins", deployment.client()) == (401, "token_missing")
+    assert ask(inner, "/admin/../status", deployment.client(), **operator)[0] in (403, 404)
 
 
 # Refusing to start
