@@ -23,7 +23,7 @@ from tests.harness import make_model, wait_until
 README = Path(__file__).parents[2] / "README.md"
 ROUTER = "http://127.0.0.1:8700"
 """As the README has it."""
-WORDS = ["nearshard up", "nearshard publish", "nearshard get", "curl", "aria2c"]
+WORDS = ["nearshard up", "nearshard publish", "nearshard get", "nearshard ls", "curl", "aria2c", "HF_ENDPOINT="]
 """What its commands begin with, in order."""
 
 
@@ -31,7 +31,7 @@ def commands() -> list[str]:
     """The commands to type by hand, without what their comments say."""
     blocks = re.findall(r"^```\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
     (block,) = [block for block in blocks if "nearshard up" in block]
-    lines = [shlex.join(shlex.split(line, comments=True)) for line in block.splitlines()]
+    lines = [re.sub(r" +#.*", "", line) for line in block.splitlines()]
     return [line for line in lines if not line.startswith(". ")]  # the environment is active here
 
 
@@ -47,7 +47,7 @@ class NewUser:
 
     def types(self, line: str) -> str:
         """Run a command to its end; what it printed."""
-        words, env = shlex.split(line.replace(ROUTER, self.router)), {**self.env, "NEARSHARD_ROUTER": self.router}
+        words, env = ["sh", "-c", line.replace(ROUTER, self.router)], {**self.env, "NEARSHARD_ROUTER": self.router}
         done = subprocess.run(words, cwd=self.home, env=env, capture_output=True, text=True, timeout=90, check=False)
         assert done.returncode == 0, f"{line}: {done.stderr}{done.stdout}"
         return done.stdout
@@ -80,15 +80,16 @@ def test_the_readme_has_these_commands_in_this_order() -> None:
 
 def test_a_new_user_gets_the_model_by_each_of_them(user: NewUser, need: Callable[[str], str]) -> None:
     need("curl"), need("aria2c")
-    _, publish, get, curl, aria2 = commands()
+    _, publish, get, listing, curl, aria2, hub = commands()
     published = user.home / shlex.split(publish)[2]
     make_model(published)
     assert "demo/minilm" in user.types(publish)
     whole = (published / "model.safetensors").read_bytes()
 
     assert "demo/minilm sha256:" in user.types(get)
-    (fetched,) = (user.home / "minilm-all").glob("*.safetensors")
+    (fetched,) = (user.home / "minilm").glob("*.safetensors")
     assert fetched.read_bytes() == whole
+    assert "demo/minilm" in user.types(listing)
 
     user.types(curl)
     assert (user.home / "model.safetensors").read_bytes() == whole
@@ -99,8 +100,12 @@ def test_a_new_user_gets_the_model_by_each_of_them(user: NewUser, need: Callable
     (got,) = set(user.home.iterdir()) - before
     assert got.read_bytes() == whole
 
-    task = user.types(get.replace("demo/minilm", "demo/minilm:embed"))
-    assert "minilm-embed" in task and (user.home / "minilm-embed" / "tokenizer.json").exists()
+    user.types(hub)
+    (downloaded,) = (user.home / ".cache" / "huggingface" / "hub").glob("*/snapshots/*/model.safetensors")
+    assert downloaded.read_bytes() == whole
+
+    user.types(get.replace("demo/minilm", "demo/minilm:embed").replace("minilm/", "embed/"))
+    assert (user.home / "embed" / "tokenizer.json").exists()
 
     doctor = user.types("nearshard doctor --json")
     assert {"reach"} <= {one["check"] for one in json.loads(doctor)["findings"] if one["status"] == "ok"}
