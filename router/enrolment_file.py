@@ -15,7 +15,8 @@ from shared.files import stamp
 
 class EnrolmentFile:
     """``nodes`` is what it says. While it cannot be read, or is no TOML, what it said last holds (``trouble`` says
-    so); a single node that is not acceptable is out, so that a slip in one line does not keep another one in."""
+    so), and while it is empty: ``nearshard enroll --remove`` leaves a comment. A single node that is not acceptable is
+    out, so that a slip in one line does not keep another one in."""
 
     def __init__(self, file: Path, log: FilteringBoundLogger) -> None:
         """Raises ConfigError where the file is not wholly right: a start is when somebody looks."""
@@ -37,6 +38,8 @@ class EnrolmentFile:
             if new == self._stamp:
                 return False
             text = await asyncio.to_thread(self._file.read_text, encoding="utf-8")
+            if not text.strip() and self.nodes:
+                raise DecodeError("it is empty")  # somebody is writing it: an editor empties a file first
             nodes, wrong = await asyncio.to_thread(parse_enrolment, text)
         except (OSError, UnicodeDecodeError, DecodeError) as error:
             if not self.trouble:

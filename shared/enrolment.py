@@ -38,6 +38,8 @@ UNSIGNED = bytes(SIGNATURE)
 """Stands for the signature of a node that gave none."""
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _WORD = re.compile(r"[0-9a-f]{0,32}")
+_NOBODY = "# nobody is enrolled\n"
+"""What the file is when the last node is out: an empty one is taken for one that is being written."""
 _FIELDS = ("key", "region", "url", "weight")
 
 
@@ -214,7 +216,7 @@ def change_enrolment(text: str, node: str, enrolled: Enrolled | None) -> str:
         # Above the first [table], should there be one: below it, the line would be a part of it.
         end = next((at for at, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
         lines.insert(end, enrolment_line(enrolled))
-    changed = "".join(f"{line}\n" for line in lines)
+    changed = "".join(f"{line}\n" for line in lines) or _NOBODY
     expected = {name: known for name, known in before.items() if name != node}
     if enrolled is not None:
         expected[node] = enrolled

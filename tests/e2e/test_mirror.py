@@ -62,8 +62,8 @@ async def test_a_model_that_is_not_here_is_fetched_once_for_all_who_ask(lab: Lab
     async with source(Script(acts=[for_files(held_after(1000))])) as hub:
         put_model(hub, tmp_path / "model", NAME, ONE)
         origin = await blocking(mirror, lab, hub)
-        router = await blocking(lab.router, origin)
-        edge = await blocking(lab.edge, origin)
+        router = await blocking(lambda: lab.router(origin, ref_lifetime="0"))  # one that is behind would be refused
+        edge = await blocking(lambda: lab.edge(origin, ref_lifetime="0"))
         url = f"{origin.url}/models/{NAME}/files/main/model.safetensors"
         asking = [asyncio.create_task(blocking(get, url)) for _ in range(20)]
         await hub.holding.wait()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.enrolment_file import EnrolmentFile
+from shared import log
 from shared.enrolment import (
     HEARTBEAT,
     Enrolled,
@@ -179,3 +182,17 @@ def test_without_enrolment_only_loopback_may_join(url: str, own: bool) -> None:
         with pytest.raises(RequestError) as refused:
             check_proven(told, None)
         assert refused.value.error_code == "not_enrolled"
+
+
+async def test_an_empty_file_is_one_that_is_being_written(tmp_path: Path) -> None:
+    """An editor empties a file and then writes it: a router that looks in between throws nobody out."""
+    file = tmp_path / "nodes.toml"
+    node = Enrolled(NODE, KEY.public)
+    file.write_text(change_enrolment("", NODE.id, node))
+    enrolment = EnrolmentFile(file, log.get("test"))
+    file.write_text("")
+    assert not await enrolment.changed()
+    assert enrolment.nodes == {NODE.id: node} and "cannot be read" in enrolment.trouble
+    file.write_text(change_enrolment(change_enrolment("", NODE.id, node), NODE.id, None))
+    assert await enrolment.changed()
+    assert not enrolment.nodes and not enrolment.trouble
