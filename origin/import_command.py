@@ -301,7 +301,8 @@ def _from_network(folder: Path, url: str, model: str, ref: str, exclude: list[st
     done = subprocess.run([sys.executable, "-m", "nearshard", *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)  # it has said why
-    return Fetched(directory, Source(url, model, str(json.loads(done.stdout)["revision"])))
+    last = json.loads(done.stdout.splitlines()[-1])  # of its events: what it did
+    return Fetched(directory, Source(url, model, str(last["revision"])))
 
 
 def main() -> None:

@@ -104,6 +104,8 @@ class Mirror:
         self._keys, self._audit, self._tell = keys, audit, tell
         self._clock, self._metrics, self._log = clock, metrics, log
         self._fetches: dict[tuple[str, str], Fetch] = {}
+        self._ended = 0
+        """Fetches that have ended."""
         self._spools: dict[tuple[str, str], Spool] = {}
         self._failed: OrderedDict[tuple[str, str], tuple[NearshardError, float]] = OrderedDict()
         self._room = asyncio.Semaphore(settings.at_once)
@@ -142,7 +144,7 @@ class Mirror:
         Raises NotFound for what the hub has not; UpstreamError, PublishError, or whatever its last fetch failed with.
         """
         ref = ref_of(revision)
-        if not await self._is_mine(model, ref) or (is_commit(revision) and await self._published(model, revision)):
+        if not await self._is_missing(model, ref, revision):
             return None
         key = (model, ref)
         fetch = self._fetches.get(key) or self._of_commit(model, revision)
@@ -152,6 +154,16 @@ class Mirror:
         if fetch.private and not await may():
             raise NotFound(f"there is no model {model}", code="unknown_model")
         return self._begin(fetch)
+
+    async def _is_missing(self, model: str, ref: str, revision: str) -> bool:
+        """Whether it is this mirror's matter and not here. Looked at again where a fetch has ended meanwhile: else who
+        asks as it ends would begin another one."""
+        ended = -1
+        while ended != self._ended:
+            ended = self._ended
+            if not await self._is_mine(model, ref) or (is_commit(revision) and await self._published(model, revision)):
+                return False
+        return True
 
     def _of_commit(self, model: str, commit: str) -> Fetch | None:
         """What is being fetched already under another ref."""
@@ -280,6 +292,7 @@ class Mirror:
         finally:
             self._metrics.mirror_fetches.labels(result).inc()
             del self._fetches[key]
+            self._ended += 1
             if not any(other.spool is fetch.spool for other in self._fetches.values()):
                 self._spools.pop((fetch.model, fetch.found.commit), None)
                 if result == "published":

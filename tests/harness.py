@@ -71,7 +71,12 @@ def get_json(url: str, tls: ssl.SSLContext | None = None, /, **headers: str) -> 
 def command(*words: str, check: bool = True, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``nearshard``, or the program that it starts in its place; its output is kept as text."""
     module = PROGRAMS[words[0]][0] if words[0] in PROGRAMS and words[:2] != ("trust", "accept") else ""
-    done = forked.run(module or "nearshard", words[1:] if module else words, {**os.environ, **env}, timeout)
+    rest, whole = words[1:] if module else words, {**os.environ, **env}
+    if env.get("PYTHONPATH"):  # what it imports is other than what a fork would have
+        started = [sys.executable, "-m", module or "nearshard", *rest]
+        done = subprocess.run(started, capture_output=True, text=True, timeout=timeout, env=whole, check=False)
+    else:
+        done = forked.run(module or "nearshard", rest, whole, timeout)
     assert "Traceback" not in done.stderr, done.stderr
     if check:
         assert done.returncode == 0, done.stderr
