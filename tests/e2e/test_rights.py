@@ -298,7 +298,7 @@ def test_routers_with_a_file_each_are_told_by_one_command(net: Net, enrolled: st
     line = command(*words, *both).stdout
     assert net.file.read_text() == f"# ours\n{line}" and other.read_text() == line
     command("enroll", "n1", "--remove", *both)
-    assert (net.file.read_text(), other.read_text()) == ("# ours\n", "")
+    assert (net.file.read_text(), other.read_text()) == ("# ours\n", "# nobody is enrolled\n")
     for options, code in (
         (["--router", open_to_all.url, "--token-file", str(token)], 8),
         (["--router", net.router.url], EXIT_AUTH),
