@@ -28,13 +28,13 @@ from nearshard.manners import Manners, parse_manners
 from nearshard.mirrored import say_waiting
 from nearshard.operate import Access, find_nodes, follow_jobs, from_afar, on_all
 from nearshard.progress import OnProgress, shown, told
+from nearshard.repository import default_repository
 from nearshard.repository_commands import MaybeWhat, No, Where
 from nearshard.routes import locate, nodes, show_nodes, show_route
 from nearshard.up import lay_out, up
 from shared.enrolment import enrolment_line
 from shared.enrolment_file import change_file
 from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError, RequestError
-from shared.files import home
 from shared.ids import DEFAULT_REF, parse_name
 from shared.paths import ADMIN
 from shared.token_file import given_token
@@ -475,7 +475,7 @@ def doctor_command(
     as_json: Json = False,
 ) -> None:
     """Say what here and in the network slows transfers, and how to mend it; exit code 9 where something is broken."""
-    kept = repository or home("XDG_DATA_HOME", "~/.local/share") / "repository"
+    kept = repository or default_repository()
     places = [("cache", cache.expanduser()), ("repository", kept.expanduser())]
     options = DoctorOptions(router, places, root, rate, region, ca, not no_network, metered, apply, undo, yes, as_json)
     raise typer.Exit(run_doctor(options))
