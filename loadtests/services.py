@@ -130,12 +130,14 @@ def bound(command: Sequence[str], core: int | None = None) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Our environment without settings of nearshard, and without proxies: a benchmark runs what it says it runs."""
-    return {
+    """Our environment without settings of nearshard, and without proxies: a benchmark runs what it says it runs. And
+    without what only the tests of this project install (``tests/without``): users' commands do not import it."""
+    kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("NEARSHARD_") and not name.lower().endswith("_proxy")
     }
+    return kept | {"PYTHONPATH": str(Path(__file__).parents[1] / "tests" / "without")}
 
 
 def wait_until(ready: Callable[[], bool], process: Process, name: str, log: Path) -> None:

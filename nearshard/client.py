@@ -33,7 +33,7 @@ from nearshard.kept import Kept
 from nearshard.landing import MemoryLanding
 from nearshard.manners import Manners
 from nearshard.mirrored import Waiting, await_mirror
-from nearshard.networks import find_root, state_file
+from nearshard.networks import DEFAULT_ROUTER, find_root, state_file
 from nearshard.opened import AHEAD, BlockingFile, OpenFile, running
 from nearshard.repository import Found, Links, Repository
 from nearshard.room import check_room
@@ -78,8 +78,6 @@ from shared.web.tls import tls_by
 from shared.web.trusted import Trusted
 
 T = TypeVar("T")
-
-DEFAULT_ROUTER = "http://127.0.0.1:8700"
 
 
 @dataclass(frozen=True)

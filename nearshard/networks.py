@@ -19,6 +19,7 @@ from shared.digest import digest_of, hex_of
 from shared.errors import ConfigError, DiskError
 from shared.files import home, locked, replace_file
 
+DEFAULT_ROUTER = "http://127.0.0.1:8700"
 HEAD = "# Networks whose signed metadata is trusted: `nearshard up` and `nearshard trust accept` note them here.\n"
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
-
 from shared.clock import Clock
 from shared.errors import RequestError
 
@@ -81,13 +79,21 @@ def parse_policy(document: object, current: LinkPolicy) -> LinkPolicy:
 
 def parse_rate(value: object) -> int:
     """Bytes a second, from a number or from text like ``2M``, ``5MB`` or ``1MiB``. Raises ValueError."""
-    try:
-        rate = int(TypeAdapter(ByteSize).validate_python(value))
-    except ValidationError:
-        rate = -1
-    if rate < 0:
+    rate = _bytes(value)
+    if rate is None or rate < 0:
         raise ValueError("a rate is a number of bytes a second, like 5MB; 0 is no cap")
     return rate
+
+
+def _bytes(value: object) -> int | None:
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 18:
+        return int(value)
+    from pydantic import ByteSize, TypeAdapter, ValidationError  # takes long to import, and "0" is what most say
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        return None
 
 
 def _minutes(window: str) -> tuple[int, int]:

@@ -18,11 +18,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nearshard.cli import PROGRAMS
+from nearshard.cli import MODULES, PROGRAMS
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["origin.app", "edge_node.app", "router.app", "nearshard.cli", *{module for module, _ in PROGRAMS.values()}]
+    ["origin.app", "edge_node.app", "router.app", *MODULES, *{module for module, _ in PROGRAMS.values()}]
 )
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Middleware
-from structlog.typing import FilteringBoundLogger
 
 from shared import codec
 from shared.clock import Clock
 from shared.codec import encode_json
 from shared.errors import CODES, NearshardError, RequestError
 from shared.metrics import Metrics
+
+if TYPE_CHECKING:  # a client has no use for it, and it takes long to import
+    from structlog.typing import FilteringBoundLogger
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

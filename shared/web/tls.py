@@ -12,17 +12,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from structlog.typing import FilteringBoundLogger
 
 from shared.certificates import node_of
-from shared.config import ServiceSettings
 from shared.errors import ConfigError, RequestError
 from shared.files import Stamp, stamp
 from shared.keys import check_private
 from shared.paths import ADMIN
+
+if TYPE_CHECKING:  # a client has no use for either, and they take long to import
+    from structlog.typing import FilteringBoundLogger
+
+    from shared.config import ServiceSettings
 
 WATCH = 1.0
 """Seconds between two looks at the files."""

