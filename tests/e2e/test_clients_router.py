@@ -79,6 +79,20 @@ class Network:
         where = self.run_curl("-o/dev/null", "-w%{redirect_url}", self.router.url + TASK)
         return next(number for number, proxy in enumerate(self.proxies) if where.startswith(proxy.url + "/"))
 
+    def hold(self, after: int) -> None:
+        """Have whichever node is asked hold back after so many bytes."""
+        for proxy in self.proxies:
+            proxy.behave(hold_after=after)
+
+    def caught(self) -> int:
+        """Which edge was asked, and is held back; no other is any more. What the router would say may have changed
+        since, as loads do."""
+        wait_until(lambda: any(proxy.holding.is_set() for proxy in self.proxies), "a node is held back")
+        number = next(number for number, proxy in enumerate(self.proxies) if proxy.holding.is_set())
+        for other in (proxy for proxy in self.proxies if proxy is not self.proxies[number]):
+            other.behave()
+        return number
+
     def forgotten(self, number: int) -> None:
         """Wait until the router has dropped an edge."""
         gone = f"n{number}"
@@ -157,10 +171,9 @@ def test_aria2_ends_with_the_right_bytes_where_a_node_serves_wrong_ones(net: Net
 
 
 def test_aria2_goes_on_where_a_node_is_killed_on_the_way(net: Network) -> None:
-    number = net.best()
-    net.proxies[number].behave(hold_after=1 << 20)
+    net.hold(1 << 20)
     with subprocess.Popen(net.aria2_command("--quiet", net.router.url + TASK)) as aria2:
-        assert net.proxies[number].holding.wait(20)
+        number = net.caught()
         net.edges[number].kill()
         net.proxies[number].release.set()
         assert aria2.wait(60) == 0
@@ -264,11 +277,10 @@ def test_conditions_and_ranges_mean_the_same_through_the_router(net: Network, ki
 
 
 def test_curl_that_retries_is_served_by_another_node_where_one_is_killed_on_the_way(net: Network) -> None:
-    number = net.best()
-    net.proxies[number].behave(hold_after=1 << 20)
+    net.hold(1 << 20)
     words = ["-sS", "-L", "--retry", "20", "--retry-delay", "1", "--retry-all-errors", "-omine.bin"]
     with subprocess.Popen(["curl", *words, net.router.url + TASK], cwd=net.out) as curl:
-        assert net.proxies[number].holding.wait(20)
+        number = net.caught()
         net.edges[number].kill()
         net.proxies[number].release.set()
         assert curl.wait(60) == 0
@@ -276,11 +288,10 @@ def test_curl_that_retries_is_served_by_another_node_where_one_is_killed_on_the_
 
 
 def test_curl_goes_on_at_another_node_where_one_is_killed_on_the_way(net: Network) -> None:
-    number = net.best()
-    net.proxies[number].behave(hold_after=4 << 20)
+    net.hold(4 << 20)
     url = net.router.url + TASK
     with subprocess.Popen(["curl", "-sS", "-L", "-C-", "-omine.bin", url], cwd=net.out) as curl:
-        assert net.proxies[number].holding.wait(20)
+        number = net.caught()
         net.edges[number].kill()
         net.proxies[number].release.set()
         assert curl.wait(60) == 18, "a partial file: it broke off"
