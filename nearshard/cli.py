@@ -7,10 +7,13 @@ a command should not take longer to start than its work takes.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
@@ -41,7 +44,21 @@ def main() -> None:
     if word in PROGRAMS and sys.argv[1:3] != ["trust", "accept"]:
         module, _ = PROGRAMS[word]
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[2:]])  # noqa: S606
-    run(word)
+    try:
+        run(word)
+    except SystemExit as ended:
+        if ended.code is not None and not isinstance(ended.code, int):
+            raise
+        _leave(ended.code or 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: all is written and closed, and to take the interpreter apart takes longer than to start it."""
+    atexit._run_exitfuncs()
+    with suppress(OSError):  # nobody reads what is written
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def run(word: str) -> None:
