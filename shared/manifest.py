@@ -5,10 +5,12 @@ shards stays under 5 MB and decoding it allocates little:
 
 * ``shards``: per shard 32 bytes of SHA-256 and a big-endian u32 size;
 * a layout's slices: per slice three big-endian u32: index into ``shards``, offset, length;
+* a delta's base: slices as well, of shards of this revision or of ``others`` (a table like ``shards``);
 * a layout's ``pieces``: per piece of ``piece_length`` bytes 32 bytes of SHA-256. Shards are of all sizes, and other
   people's downloaders check pieces of equal length (RFC 5854 §4.2.11), so these are hashes of their own.
 
-There is no time and no randomness in it: publishing the same directory again gives the same revision.
+There is no time and no randomness in it: publishing the same directory again, over nothing or the same, gives the same
+revision. Deltas are part of it: what is decoded at a client's has been signed.
 ``decode`` checks every rule, so whoever holds a ``Manifest`` need not check again.
 """
 
@@ -16,8 +18,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +76,19 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """A way to have a shard for fewer bytes: ``parcel``, a shard of its own, decoded upon ``base`` (``shared.parcel``).
+
+    ``base``: slices of shards of an earlier revision, whose joined bytes are decoded upon; none where the parcel is but
+    the shard compressed. ``target``: a shard of this revision, or one that is the base of another delta.
+    """
+
+    target: Digest
+    parcel: Digest
+    base: tuple[Slice, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One immutable revision of a model."""
 
@@ -86,6 +101,12 @@ class Manifest:
     """Empty for a model of more than MAX_TENSORS: the headers of its files have them too."""
     piece_length: int = MIN_PIECE
     """Bytes of a piece of every layout; a power of two."""
+    parent: Digest | None = None
+    """The revision that this one was published over, where its deltas are from there."""
+    deltas: tuple[Delta, ...] = field(default=())
+    """Those to this revision's shards first, then those to the shards that these are from, and so on."""
+    others: Mapping[Digest, int] = field(default_factory=dict)
+    """Parcels, bases and targets of deltas that are no shards of this revision: digest to size in bytes."""
 
     @cached_property
     def encoded(self) -> bytes:
@@ -101,6 +122,15 @@ class Manifest:
     def revision(self) -> Digest:
         """The name of this revision."""
         return digest_of(self.encoded)
+
+    @cached_property
+    def content(self) -> Manifest:
+        """The same files and tasks, without a way to them: equal for revisions that differ in their deltas only."""
+        return replace(self, parent=None, deltas=(), others={})
+
+    def size_of(self, digest: Digest) -> int:
+        """Bytes of a shard, a parcel or a base. Raises KeyError."""
+        return self.shards.get(digest) or self.others[digest]
 
     @property
     def commit(self) -> str:
@@ -170,10 +200,13 @@ def check_paths(paths: list[str]) -> None:
 
 
 def _to_wire(manifest: Manifest) -> dict[str, Any]:
-    index = {digest: number for number, digest in enumerate(manifest.shards)}
+    index = {digest: number for number, digest in enumerate([*manifest.shards, *manifest.others])}
 
     def slices(items: tuple[Slice, ...]) -> bytes:
         return b"".join(_SLICE.pack(index[s.digest], s.offset, s.length) for s in items)
+
+    def table(sizes: Mapping[Digest, int]) -> bytes:
+        return b"".join(_SHARD.pack(raw_of(d), size) for d, size in sizes.items())
 
     def layout(item: Layout) -> dict[str, Any]:
         return {
@@ -188,7 +221,7 @@ def _to_wire(manifest: Manifest) -> dict[str, Any]:
         "format": FORMAT,
         "model": manifest.model,
         "piece_length": manifest.piece_length,
-        "shards": b"".join(_SHARD.pack(raw_of(d), size) for d, size in manifest.shards.items()),
+        "shards": table(manifest.shards),
         "files": [{"path": path, **layout(item)} for path, item in manifest.files.items()],
         "tensors": [[t.name, t.dtype, list(t.shape), paths[t.file], slices(t.slices)] for t in manifest.tensors],
         "tasks": [
@@ -201,7 +234,13 @@ def _to_wire(manifest: Manifest) -> dict[str, Any]:
             }
             for task in manifest.tasks.values()
         ],
-        "deltas": [],
+        "deltas": {
+            "parent": raw_of(manifest.parent) if manifest.parent else b"",
+            "others": table(manifest.others),
+            "entries": [[index[d.target], index[d.parcel], slices(d.base)] for d in manifest.deltas],
+        }
+        if manifest.deltas
+        else [],
     }
 
 
@@ -213,24 +252,13 @@ def _from_wire(wire: Any) -> Manifest:
     shards = dict(table)
     if len(shards) != len(table):
         raise ManifestInvalid("a shard is listed twice")
-    digests = [digest for digest, _ in table]
-
-    def slices(packed: bytes) -> tuple[Slice, ...]:
-        if len(packed) % _SLICE.size:
-            raise ManifestInvalid("slices are cut short")
-        items = []
-        for number, offset, length in _SLICE.iter_unpack(packed):
-            if number >= len(digests) or not length or offset + length > table[number][1]:
-                raise ManifestInvalid("a slice is not within its shard")
-            items.append(Slice(digests[number], offset, length))
-        return tuple(items)
 
     piece_length = _natural(wire["piece_length"])
     if piece_length < MIN_PIECE or piece_length & (piece_length - 1):
         raise ManifestInvalid("a piece's length is a power of two from 1 MiB up")
 
     def layout(item: Any) -> Layout:
-        parts = slices(item["slices"])
+        parts = _slices(item["slices"], table)
         size = _natural(item["size"])
         if sum(part.length for part in parts) != size:
             raise ManifestInvalid("slices do not add up to the size")
@@ -264,7 +292,7 @@ def _from_wire(wire: Any) -> Manifest:
                 _text(dtype, 16),
                 tuple(_natural(n) for n in shape),
                 path_at(file),
-                slices(packed),
+                _slices(packed, table),
             )
         )
     tasks: dict[str, Task] = {}
@@ -280,12 +308,52 @@ def _from_wire(wire: Any) -> Manifest:
             tuple(path_at(number) for number in item["files"]),
             _text(item["description"], MAX_TEXT),
         )
-    if wire["deltas"] != []:
-        raise ManifestInvalid("deltas are not known to this version")
+    parent, deltas, others = _deltas(wire["deltas"], table) if wire["deltas"] != [] else (None, (), {})
     layouts = (*files.values(), *(task.layout for task in tasks.values()))
     if sum(len(item.pieces) for item in layouts) > SIZE * MAX_PIECES:
         raise ManifestTooLarge(f"more than {MAX_PIECES} pieces")
-    return Manifest(parse_model(wire["model"]), shards, files, tasks, tuple(tensors), piece_length)
+    return Manifest(
+        parse_model(wire["model"]), shards, files, tasks, tuple(tensors), piece_length, parent, deltas, others
+    )
+
+
+def _slices(packed: bytes, table: Sequence[tuple[Digest, int]]) -> tuple[Slice, ...]:
+    if len(packed) % _SLICE.size:
+        raise ManifestInvalid("slices are cut short")
+    items = []
+    for number, offset, length in _SLICE.iter_unpack(packed):
+        if number >= len(table) or not length or offset + length > table[number][1]:
+            raise ManifestInvalid("a slice is not within its shard")
+        items.append(Slice(table[number][0], offset, length))
+    return tuple(items)
+
+
+def _deltas(
+    wire: Any, shards: Sequence[tuple[Digest, int]]
+) -> tuple[Digest | None, tuple[Delta, ...], dict[Digest, int]]:
+    """Parent, deltas, and the shards that only these name."""
+    _expect(wire, {"parent", "others", "entries"})
+    others = list(_shards(wire["others"]))
+    table = [*shards, *others]
+    if len(dict(table)) != len(table):
+        raise ManifestInvalid("a shard is listed twice")
+    deltas = []
+    for target, parcel, base in wire["entries"]:
+        if max(_natural(target), _natural(parcel)) >= len(table):
+            raise ManifestInvalid("a delta of a shard that is not listed")
+        made = Delta(table[target][0], table[parcel][0], _slices(base, table))
+        if sum(part.length for part in made.base) > MAX_SHARD or table[parcel][1] >= table[target][1]:
+            raise ManifestInvalid("a delta that saves nothing, or is upon more than a shard")
+        deltas.append(made)
+    if not deltas or len(deltas) > MAX_SHARDS:
+        raise ManifestInvalid("no deltas, or too many")
+    named = {digest for d in deltas for digest in (d.target, d.parcel, *(part.digest for part in d.base))}
+    if not dict(others).keys() <= named:
+        raise ManifestInvalid("a shard that nothing uses")
+    parent = wire["parent"]
+    if not isinstance(parent, bytes) or len(parent) not in (0, SIZE):
+        raise ManifestInvalid("a revision's digest has 32 bytes")
+    return from_hash(parent) if parent else None, tuple(deltas), dict(others)
 
 
 def _shards(packed: object) -> Iterator[tuple[Digest, int]]:
