@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from shared.clock import Clock
 
-AT_FIRST, MOST = 16, 32
+AT_FIRST, MOST = 6, 32
 """Fetches at once from one upstream: where adapting begins, and the bound."""
+LITTLE = 500_000
+"""Bytes a second of one fetch that are so few that four times as many are tried: packets get lost, most likely."""
 WINDOW, HOLD, FORGET = 1.0, 60.0, 120.0
 """Seconds over which a number of fetches is judged, until more are tried again, and after which an upstream that was
 not used begins anew."""
@@ -23,8 +25,8 @@ class Slots:
     """How many fetches run at once from one upstream: adapted to what brings more, bounded, the most urgent first.
 
     Twice as many are tried when all are in use, others wait, and the rate is steady (a download that begins grows by
-    itself). They are kept where they bring a tenth more. Where they do not, they are given up one by one: connections
-    take a while to use what others leave.
+    itself); four times as many, and at once, where each brings little. They are kept where they bring a tenth more.
+    Where they do not, they are given up one by one: connections take a while to use what others leave.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -57,6 +59,8 @@ class Slots:
 
     async def acquire(self, rank: Rank) -> None:
         """Wait for a slot. ``rank`` says how urgent it is, at any time: the least goes first, then the oldest."""
+        if not self.used:
+            self._begin()
         if self.used < self.limit and not self._waiting:
             self.used += 1
             return
@@ -75,6 +79,14 @@ class Slots:
         self.used -= 1
         self._pass_on()
 
+    def _begin(self) -> None:
+        """After a time without any fetch, which is no time to judge."""
+        now = self._clock.monotonic()
+        if now - self._since >= FORGET:  # what was learned is about another hour's link
+            self.limit = self._enough = AT_FIRST
+            self._trial, self._next_trial, self.each, self._rate = None, 0.0, 0.0, 0.0
+        self._since, self._bytes = now, 0
+
     def count(self, size: int) -> None:
         """Bytes that came; once a window, judge the limit by them."""
         now = self._clock.monotonic()
@@ -82,15 +94,11 @@ class Slots:
         self._bytes += size
         if elapsed < WINDOW:
             return
-        if elapsed >= FORGET:  # what was learned is about another hour's link
-            self.limit = self._enough = AT_FIRST
-            self._trial, self._next_trial, self.each, self._rate = None, 0.0, 0.0, 0.0
-        else:
-            rate, before = self._bytes / elapsed, self._rate
-            self._rate, self.each = rate, rate / max(1, self.used)
-            if self._full:
-                self._adapt(rate, before, now)
-                self._pass_on()
+        rate, before = self._bytes / elapsed, self._rate
+        self._rate, self.each = rate, rate / max(1, self.used)
+        if self._full:
+            self._adapt(rate, before, now)
+            self._pass_on()
         self._since, self._bytes, self._full = now, 0, bool(self._waiting)
 
     def _adapt(self, rate: float, before: float, now: float) -> None:
@@ -105,9 +113,9 @@ class Slots:
             self._trial = None
         elif self.limit > self._enough:
             self.limit -= 1
-        elif now >= self._next_trial and rate <= before * STEADY:
+        elif now >= self._next_trial and (rate <= before * STEADY or self.each < LITTLE):
             self._trial, self._settling = rate, True
-            self.limit = min(MOST, self.limit * 2)
+            self.limit = min(MOST, self.limit * (4 if self.each < LITTLE else 2))
 
     def _pass_on(self) -> None:
         while self._waiting and self.used < self.limit:

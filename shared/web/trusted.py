@@ -140,6 +140,11 @@ class Trusted:
     def __repr__(self) -> str:
         return f"<Trusted {self._trust}>"
 
+    def start(self) -> None:
+        """Ask already, beside: following the metadata to its end takes a handful of round trips, one after another,
+        and the first client need not wait for them."""
+        self.asking.begin(TIMESTAMP, self._refresh)
+
     async def close(self) -> None:
         """End what is under way."""
         await self.asking.close()
