@@ -46,7 +46,7 @@ AGAIN = 2
 JUDGE, HELP_EVERY, HELP_LEAST = 0.5, 0.25, 128 << 10
 """Seconds that a stream is given before it is judged, at least; seconds between two looks for streams that need help;
 bytes that make it worth it."""
-HELP_SPARE, HELP_URGENT = 3.0, 4.0
+HELP_SPARE, HELP_URGENT = 1.0, 4.0
 """Seconds left that make it worth it: where connections are to spare, and where a reader waits and others have their
 turn later for it. What is under way on the slow connection then comes twice."""
 OVERFLOW, OVERFLOW_WAIT = 4, 10.0
@@ -238,7 +238,7 @@ class Fill:
     async def _stream_all(self, source: Source, gaps: list[Gap]) -> None:
         """Several gaps from one source at once; the first error ends all.
 
-        Where a stream is slow and connections are to spare, another one takes the second half of what it has to do:
+        Where a stream is slow and connections are to spare, another one takes most of what it has to do:
         readers wait for what is missing first, and at the end of a download for what is missing last. Not while the
         link is full: then that only takes from other streams, and what was under way comes twice.
         """
@@ -276,9 +276,9 @@ class Fill:
                 if (spare or self._wanted.is_set()) and upstreams.part(source) is not None:
                     after = max(JUDGE, 4 * source.delay)
                     seconds = HELP_SPARE if spare else HELP_URGENT
-                    half = self._gaps.help(clock.monotonic(), after, seconds, HELP_LEAST)
-                    if half is not None:
-                        group.create_task(stream(half))
+                    rest = self._gaps.help(clock.monotonic(), after, seconds, HELP_LEAST, source.slots.each)
+                    if rest is not None:
+                        group.create_task(stream(rest))
 
         try:
             async with asyncio.TaskGroup() as group:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from shared.clock import Clock
 
-AT_FIRST, MOST = 6, 32
+AT_FIRST, MOST = 8, 32
 """Fetches at once from one upstream: where adapting begins, and the bound."""
 LITTLE = 500_000
 """Bytes a second of one fetch that are so few that packets get lost, most likely."""
