@@ -152,6 +152,7 @@ def build_app(
             await asyncio.to_thread(write_identity, settings.data, settings.node, key, record())
         operations.start()
         sessions.resolve_ahead([*above, *settings.router])
+        trusted.start()
         membership.start()
         round_trips.start()
         scrubber.start()

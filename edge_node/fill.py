@@ -17,7 +17,7 @@ import errno
 import hashlib
 import random
 from _hashlib import HASH as Hash
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 from structlog.typing import FilteringBoundLogger
@@ -25,7 +25,7 @@ from structlog.typing import FilteringBoundLogger
 from edge_node.gaps import Gap, Gaps
 from edge_node.shard_key import ShardKey, digest_in
 from edge_node.store import Buffer, DiskBuffer, DiskTier, MemoryBuffer, MemoryTier
-from edge_node.upstream import NotBlamed, Source, Upstreams
+from edge_node.upstream import PART_LEAST, NotBlamed, Source, Upstreams
 from shared.clock import Clock
 from shared.digest import hex_of
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError, first_error
@@ -46,7 +46,7 @@ AGAIN = 2
 JUDGE, HELP_EVERY, HELP_LEAST = 0.5, 0.25, 128 << 10
 """Seconds that a stream is given before it is judged, at least; seconds between two looks for streams that need help;
 bytes that make it worth it."""
-HELP_SPARE, HELP_URGENT = 1.5, 4.0
+HELP_SPARE, HELP_URGENT = 1.0, 4.0
 """Seconds left that make it worth it: where connections are to spare, and where a reader waits and others have their
 turn later for it. What is under way on the slow connection then comes twice."""
 OVERFLOW, OVERFLOW_WAIT = 4, 10.0
@@ -238,16 +238,24 @@ class Fill:
     async def _stream_all(self, source: Source, gaps: list[Gap]) -> None:
         """Several gaps from one source at once; the first error ends all.
 
-        Where a stream is slow and connections are to spare, another one takes the second half of what it has to do:
-        readers wait for what is missing first, and at the end of a download for what is missing last.
+        Where a stream is slow and connections are to spare, another one takes most of what it has to do:
+        readers wait for what is missing first, and at the end of a download for what is missing last. Not while the
+        link is full: then that only takes from other streams, and what was under way comes twice.
         """
         clock, upstreams = self._fills.clock, self._fills.upstreams
+
+        def share(gap: Gap) -> None:
+            """Where nobody waits for a connection, leave a part of a gap to another one."""
+            if (shares := source.slots.shares) > 1 and upstreams.part(source) is not None:
+                assert self._gaps is not None
+                if rest := self._gaps.split(gap, max(PART_LEAST, (gap.stop - gap.start) // shares)):
+                    group.create_task(stream(rest))
 
         async def stream(gap: Gap) -> None:
             for attempt in range(1 + AGAIN):
                 since, start = clock.monotonic(), gap.start
                 try:
-                    await self._stream(source, gap)
+                    await self._stream(source, gap, share)
                     break
                 except UpstreamError as error:
                     others = gap.start == start and source.heard_at >= since
@@ -263,12 +271,14 @@ class Fill:
             while self._gaps:
                 await clock.sleep(HELP_EVERY)
                 spare = source.slots.spare
+                if source.slots.filled:
+                    continue
                 if (spare or self._wanted.is_set()) and upstreams.part(source) is not None:
                     after = max(JUDGE, 4 * source.delay)
                     seconds = HELP_SPARE if spare else HELP_URGENT
-                    half = self._gaps.help(clock.monotonic(), after, seconds, HELP_LEAST)
-                    if half is not None:
-                        group.create_task(stream(half))
+                    rest = self._gaps.help(clock.monotonic(), after, seconds, HELP_LEAST, source.slots.each)
+                    if rest is not None:
+                        group.create_task(stream(rest))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -278,11 +288,13 @@ class Fill:
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
 
-    async def _stream(self, source: Source, gap: Gap | None) -> None:
-        """One gap from one source; None: the whole shard."""
+    async def _stream(self, source: Source, gap: Gap | None, share: Callable[[Gap], None] | None = None) -> None:
+        """One gap from one source; None: the whole shard. ``share`` may make it less, once its turn has come."""
         upstreams = self._fills.upstreams
         async with AsyncExitStack() as stack:
             turn = await stack.enter_async_context(upstreams.turn(source, self._rank))
+            if gap and share:
+                share(gap)
             start, stop = (gap.start, gap.stop) if gap else (0, None)
             if gap:
                 gap.opened = self._fills.clock.monotonic(), gap.start

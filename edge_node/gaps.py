@@ -58,16 +58,31 @@ class Gaps:
         self._gaps = [part for gap in whole for part in _parts(gap, most)]
         return list(self._gaps)
 
-    def help(self, now: float, after: float, seconds: float, least: int) -> Gap | None:
-        """The second half of the gap that will take longest, if that is over ``seconds`` and the half has ``least``
-        bytes: for a stream of its own. None where no help is worth it. Streams are judged ``after`` seconds."""
-        slowest = max(self._open(), key=lambda gap: gap.left(now, after), default=None)
-        if slowest is None or slowest.left(now, after) <= seconds or slowest.stop - slowest.start < 2 * least:
+    def split(self, gap: Gap, length: int) -> Gap | None:
+        """What is behind the first ``length`` bytes of a gap, as a gap of its own; None where that is less than half of
+        it again."""
+        if gap.stop - gap.start < length + length // 2:
             return None
-        middle = (slowest.start + slowest.stop) // 2
-        second = Gap(middle, slowest.stop)
-        slowest.stop = middle
-        self._gaps.insert(self._gaps.index(slowest) + 1, second)
+        return self._split(gap, gap.start + length)
+
+    def help(self, now: float, after: float, seconds: float, least: int, rate: float = 0.0) -> Gap | None:
+        """The end of the gap that will take longest, if that is over ``seconds`` and it has twice ``least`` bytes: for
+        a stream of its own, that brings ``rate`` bytes a second (0: as many), so that both are done at the same time.
+        None where no help is worth it. Streams are judged ``after`` seconds."""
+        slowest = max(self._open(), key=lambda gap: gap.left(now, after), default=None)
+        if slowest is None:
+            return None
+        left, length = slowest.left(now, after), slowest.stop - slowest.start
+        if left <= seconds or length < 2 * least:
+            return None
+        own = length / left
+        share = own / (own + max(own, rate)) if own else 0.5
+        return self._split(slowest, slowest.start + min(length // 2, int(length * share)))
+
+    def _split(self, gap: Gap, where: int) -> Gap:
+        second = Gap(where, gap.stop)
+        gap.stop = where
+        self._gaps.insert(self._gaps.index(gap) + 1, second)
         return second
 
     def _open(self) -> Iterator[Gap]:

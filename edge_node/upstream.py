@@ -24,7 +24,7 @@ PENALTY, PENALTY_MAX, WRONG_BYTES = 1.0, 30.0, 60.0
 """Seconds a source is tried last: after one failure (doubled by each further one), at most, after wrong bytes."""
 
 
-PART, PART_LEAST, PART_SECONDS = 4 << 20, 1 << 20, 1.0
+PART, PART_LEAST, PART_SECONDS = 8 << 20, 1 << 20, 3.0
 """Bytes of a shard that one stream from an origin is asked for: at first, at least; later what it brings in so many
 seconds."""
 TROUBLE = 60.0

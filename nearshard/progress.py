@@ -13,9 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from shared.clock import Clock, SystemClock
 from shared.errors import NearshardError
 
@@ -31,8 +28,14 @@ SPAN = 10.0
 @contextmanager
 def shown(name: str, *, quiet: bool) -> Iterator[OnProgress | None]:
     """A bar with rate and time left where stderr is a terminal, gone at the end; nothing anywhere else."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # takes long to import, and a script has no terminal
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     console = Console(stderr=True)
-    if quiet or not sys.stderr.isatty() or console.is_dumb_terminal:
+    if console.is_dumb_terminal:
         yield None
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True))

@@ -380,6 +380,7 @@ def build_app(
 
     async def live(_: web.Application) -> AsyncIterator[None]:
         await registry.start()
+        trusted.start()
         selection.start()
         prober.start()
         yield

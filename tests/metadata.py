@@ -26,6 +26,7 @@ from tuf.api.metadata import (
 )
 from tuf.api.serialization.json import JSONSerializer
 
+from shared import trust_chain
 from shared.digest import digest_of, hex_of
 from shared.trust_names import (
     ACCESS,
@@ -232,5 +233,19 @@ def serving(files: Mapping[str, bytes]) -> Act:
             writer.write(f"HTTP/1.1 304 Not Modified\r\nETag: {etag}\r\n\r\n".encode())
         else:
             writer.write(f"HTTP/1.1 200 OK\r\nETag: {etag}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+
+    return act
+
+
+def chained(files: Mapping[str, bytes | None], also: Mapping[str, bytes]) -> Act:
+    """A source that sends ``files`` in one answer to who takes that, and ``also`` by their names."""
+
+    async def act(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if trust_chain.MEDIA_TYPE not in asked.headers.get("accept", ""):
+            await serving(also)(script, asked, writer)
+            return
+        body = trust_chain.encode(files)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {trust_chain.MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
 
     return act

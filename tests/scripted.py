@@ -16,6 +16,7 @@ class Asked:
 
     method: str
     path: str
+    """With its query, but for that of metadata: sources of files know none."""
     headers: dict[str, str]
 
     @property
@@ -214,4 +215,4 @@ async def _request(reader: asyncio.StreamReader) -> Asked | None:
     while (field_line := (await reader.readline()).decode().strip()) != "":
         name, _, value = field_line.partition(":")
         headers[name.lower()] = value.strip()
-    return Asked(method, path, headers)
+    return Asked(method, path.partition("?")[0] if path.startswith("/trust/") else path, headers)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from shared import codec, metalink, plan, representation
+from shared import codec, metalink, plan, representation, trust_chain
 from shared.conditional import NotModified, evaluate
 from shared.digest import Digest
 from shared.errors import NotFound, RequestError, UpstreamError
-from shared.ids import DEFAULT_REF, is_commit, is_revision
+from shared.ids import DEFAULT_REF, is_commit, is_revision, parse_name
 from shared.manifest import Manifest
 from shared.metrics import CONTENT_TYPE, Metrics
 from shared.paths import (
@@ -33,6 +34,7 @@ from shared.paths import (
     parse_path,
 )
 from shared.representation import BINARY, IMMUTABLE, REVALIDATE, disposition
+from shared.trust_names import ROOT, SNAPSHOT, TIMESTAMP, TIMESTAMP_FILE, file_name
 from shared.web.access import Gate, keep_private, private_model, require_known
 from shared.web.middleware import KIND, refuse_expectation
 from shared.web.send import conditions
@@ -206,6 +208,10 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
             return document(request, found.manifest.encoded, MANIFEST, etag, lifetime, fields)
         case TrustPath():
             found_file = await tier.trust(path)
+            if path.role == TIMESTAMP and _accepts(request, trust_chain.MEDIA_TYPE):
+                chain = Listing(await _chain(tier, found_file.body, *_chain_terms(request)), found_file.fields)
+                fields = {**chain.fields, "Vary": "Accept"}
+                return document(request, chain.body, trust_chain.MEDIA_TYPE, chain.etag, REVALIDATE, fields)
             lifetime = IMMUTABLE if path.version else REVALIDATE
             return document(request, found_file.body, "application/json", found_file.etag, lifetime, found_file.fields)
         case BlobPath():
@@ -224,6 +230,49 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
             return _described(tier, request, path, form, found)
 
 
+def _accepts(request: web.Request, media_type: str) -> bool:
+    """Whether a field asks for this by name: who sends none, or takes anything, gets what everybody gets."""
+    return media_type in (part.partition(";")[0].strip().lower() for part in ",".join(_accept(request)).split(","))
+
+
+def _chain_terms(request: web.Request) -> tuple[int, str]:
+    """``?root=``: the version of the root that whoever asks has; ``?org=``: whose public models it is to tell of.
+    Raises RequestError, BadId."""
+    root, org = request.query.get("root", "0"), request.query.get("org", "")
+    if not (root.isascii() and root.isdecimal() and len(root) <= 9):
+        raise RequestError("root is the version of the root.json that you have")
+    return int(root), parse_name(org, "an organisation") if org else ""
+
+
+async def _chain(tier: Tier, timestamp: bytes, root: int, org: str) -> bytes:
+    """The timestamp, the roots after ``root`` (where that is known), and the files that these lead to."""
+    files: dict[str, bytes | None] = {TIMESTAMP_FILE: timestamp}
+
+    async def add(role: str, version: int) -> bytes | None:
+        name = file_name(role, version)
+        try:
+            files[name] = (await tier.trust(TrustPath(role, version))).body
+        except NotFound:
+            files[name] = None
+        return files[name]
+
+    for version in range(root + 1, root + 1 + trust_chain.MAX_ROOTS) if root else ():
+        if await add(ROOT, version) is None:
+            break
+    known = trust_chain.leads_to(timestamp)
+    for role in trust_chain.roles(org):
+        with suppress(UpstreamError):  # whoever needs it asks for it, and hears why
+            if role in known and (data := await add(role, known[role])) and role == SNAPSHOT:
+                known |= trust_chain.leads_to(data)
+    while sum(len(data or b"") for data in files.values()) > trust_chain.MAX_CHAIN:
+        files.popitem()
+    return trust_chain.encode(files)
+
+
+def _accept(request: web.Request) -> Sequence[str]:
+    return request.headers.getall("Accept", ())
+
+
 async def _seen(listing: Listing, gate: Gate, request: web.Request) -> Listing:
     """The names in a listing that whoever asks may know of."""
     names = json.loads(listing.body)["models"]
@@ -233,7 +282,7 @@ async def _seen(listing: Listing, gate: Gate, request: web.Request) -> Listing:
 
 def _form(request: web.Request, path: TaskPath | FilePath) -> str:
     """The media type to answer in. Raises RequestError (406) for a task."""
-    accept = ",".join(request.headers.getall("Accept", ()))
+    accept = ",".join(_accept(request))
     if isinstance(path, TaskPath):
         return plan.negotiate(accept, _OFFERS)
     try:

@@ -12,11 +12,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlencode
 
 import aiohttp
 
-from shared import trust
+from shared import trust, trust_chain
 from shared.clock import Clock
 from shared.digest import digest_of, hex_of
 from shared.errors import MetadataExpired, MetadataTooLarge, NotFound, TrustError, UpstreamError
@@ -26,7 +28,7 @@ from shared.paths import TrustPath
 from shared.tokens import NOBODY, AccessList
 from shared.trust import LIMITS, Target, Trust, Wanted, roles_of
 from shared.trust_file import TrustFile
-from shared.trust_names import ACCESS, TIMESTAMP, TIMESTAMP_FILE, org_of, private_org, public_role
+from shared.trust_names import ACCESS, ROOT, TIMESTAMP, TIMESTAMP_FILE, org_of, private_org, public_role
 from shared.web.asking import Asking
 from shared.web.reads import Listing
 from shared.web.session import Answered, Fetched, NotLetIn, Sessions, fetch
@@ -135,10 +137,19 @@ class Trusted:
         self._access_fields: Mapping[str, object] | None = None
         """What ``_access_list`` was made of."""
         self._access_list = NOBODY
+        self._org = ""
+        """Whose models were asked for last."""
+        self._ahead: tuple[str, dict[str, bytes | None]] = "", {}
+        """Files that a source sent along with its timestamp; None: it has no such file."""
         self.asking = Asking()
 
     def __repr__(self) -> str:
         return f"<Trusted {self._trust}>"
+
+    def start(self) -> None:
+        """Ask already, beside: following the metadata to its end takes a handful of round trips, one after another,
+        and the first client need not wait for them."""
+        self.asking.begin(TIMESTAMP, self._refresh)
 
     async def close(self) -> None:
         """End what is under way."""
@@ -148,6 +159,7 @@ class Trusted:
 
     async def target(self, model: str, ref: str) -> Target:
         """What a ref means now. Raises NotFound, TrustError, UpstreamError."""
+        self._org = org_of(model)
         await self.current()
         for role in roles_of(model):  # the public one says it for most, and costs a client one request
             await self._load(role)
@@ -337,7 +349,9 @@ class Trusted:
         fields = {}
         if before.complete and now < before.expires:
             fields["If-None-Match"] = f'"{hex_of(digest_of(before.timestamp))}"'
-        answer = await self._get(base, Wanted(TIMESTAMP_FILE, LIMITS[TIMESTAMP]), fields)
+        self._ahead = base, {}
+        wanted = Wanted(TIMESTAMP_FILE, LIMITS[TIMESTAMP])
+        answer = await (self._get(base, wanted, fields) if before.complete else self._get_chain(base, wanted))
         self._sources.answered(base, answer)
         try:
             if answer.status == 304 or (before.complete and answer.body == before.timestamp):
@@ -419,6 +433,13 @@ class Trusted:
 
     async def _get(self, base: str, wanted: Wanted, fields: Mapping[str, str] | None = None) -> Fetched:
         """A file from one source, to its limit and no further. Raises NotFound, TrustError, UpstreamError."""
+        if self._ahead[0] == base and wanted.name in self._ahead[1]:
+            data = self._ahead[1].pop(wanted.name)
+            if data is None:
+                raise NotFound(f"{base} has no {wanted.name}", code="unknown_metadata")
+            if len(data) > wanted.limit:
+                raise MetadataTooLarge(f"{base} sent a {wanted.name} of more than {wanted.limit} bytes")
+            return Fetched(200, data, {})
         try:
             return await fetch(
                 self._sources.session(base),
@@ -429,9 +450,24 @@ class Trusted:
                 too_long=MetadataTooLarge,
             )
         except NotFound as error:
-            if wanted.name == TIMESTAMP_FILE:
+            if wanted.name.startswith(TIMESTAMP_FILE):
                 raise Answered(f"{base} has no signed metadata") from error
             raise
+
+    async def _get_chain(self, base: str, wanted: Wanted) -> Fetched:
+        """The timestamp, with all that it leads to where the source can: to whom nothing is known yet, each file alone
+        is a round trip, one after the other. Raises as ``_get``."""
+        asked = {"root": str(self._trust.versions()[ROOT]), **({"org": self._org} if self._org else {})}
+        named = Wanted(f"{wanted.name}?{urlencode(asked)}", trust_chain.MAX_BODY)
+        answer = await self._get(base, named, {"Accept": f"{trust_chain.MEDIA_TYPE}, application/json"})
+        body = answer.body
+        if answer.headers.get("Content-Type") == trust_chain.MEDIA_TYPE:
+            files = trust_chain.decode(body)
+            self._ahead = base, files
+            body = files.pop(TIMESTAMP_FILE) or b""
+        if len(body) > wanted.limit:
+            raise MetadataTooLarge(f"{base} sent a {wanted.name} of more than {wanted.limit} bytes")
+        return replace(answer, body=body)
 
     # What is kept
 

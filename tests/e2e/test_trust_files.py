@@ -12,6 +12,7 @@ import pytest
 from tuf.api.exceptions import DownloadHTTPError
 from tuf.ngclient import Updater
 
+from shared import trust_chain
 from tests.harness import Lab, Service, command, get_json, make_model
 
 
@@ -32,13 +33,18 @@ def updater(lab: Lab, origin: Service, name: str = "client") -> Updater:
     )
 
 
-def head(url: str, **fields: str) -> tuple[int, dict[str, str]]:
-    """Status and header fields of a GET."""
+def get(url: str, **fields: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, header fields and body of a GET."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=fields), timeout=10) as answer:
-            return answer.status, dict(answer.headers)
+            return answer.status, dict(answer.headers), answer.read()
     except urllib.error.HTTPError as error:
-        return error.code, dict(error.headers)
+        return error.code, dict(error.headers), error.read()
+
+
+def head(url: str, **fields: str) -> tuple[int, dict[str, str]]:
+    """Status and header fields of a GET."""
+    return get(url, **fields)[:2]
 
 
 def test_a_ref_is_a_target_whose_hash_is_its_manifest(lab: Lab, origin: Service) -> None:
@@ -65,6 +71,25 @@ def test_the_timestamp_is_revalidated_and_the_rest_is_for_ever(lab: Lab, origin:
     again, changed = head(f"{origin.url}/trust/timestamp.json", **{"If-None-Match": fields["ETag"]})
     assert again == 200 and changed["ETag"] != fields["ETag"]
     assert updater(lab, origin).get_targetinfo("acme/tiny/v2") is not None
+
+
+def test_every_tier_gives_all_of_it_in_one_answer_to_who_takes_that(lab: Lab, origin: Service) -> None:
+    router = lab.router(origin)
+    edge = lab.edge(origin, router=router, node="n0", region="default")
+    for service in (origin, edge, router):
+        url = f"{service.url}/trust/timestamp.json?root=1&org=acme"
+        status, fields, body = get(url, Accept=trust_chain.MEDIA_TYPE)
+        files = trust_chain.decode(body)
+        roles = [name.partition(".")[2].removesuffix(".json") for name in files][1:]
+        assert status == 200 and fields["Content-Type"] == trust_chain.MEDIA_TYPE and fields["Vary"] == "Accept"
+        assert roles == ["root", "snapshot", "targets", "access", "acme~public"]
+        assert files.pop("2.root.json") is None
+        assert all(get(f"{service.url}/trust/{name}")[2] == data for name, data in files.items())
+        assert get(url, Accept=trust_chain.MEDIA_TYPE, **{"If-None-Match": fields["ETag"]})[0] == 304
+        assert get(url, Accept="*/*")[1]["Content-Type"] == "application/json", "who does not ask for it gets the file"
+    for query in ("root=-1", "root=1e3", "root=9999999999", "org=..", "org=ACME", "root=%d9%a1"):
+        assert get(f"{origin.url}/trust/timestamp.json?{query}", Accept=trust_chain.MEDIA_TYPE)[0] == 400, query
+    assert len(trust_chain.decode(get(f"{origin.url}/trust/timestamp.json", Accept=trust_chain.MEDIA_TYPE)[2])) == 4
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from securesystemslib.formats import encode_canonical
 from origin.hub_listing import bytes_path, info_path, parse_revision
 from router.exchange import from_record, to_record
 from router.location import Regions
-from shared import codec, hub, manifest, plan, trust, view
+from shared import codec, hub, manifest, plan, trust, trust_chain, view
 from shared.conditional import Conditions, Partial, evaluate
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
@@ -264,6 +264,7 @@ TARGETS = [
     Target("X-Forwarded-For", _forwarded, _all(HOPS)),
     Target("safetensors", _tensors, _safetensors()),
     *(Target(f"metadata {name}", partial(_metadata, name), [FILES[name]]) for name in SIGNERS),
+    Target("chain of metadata", trust_chain.decode, [trust_chain.encode({**FILES, "2.root.json": None})]),
     Target("kept metadata", _kept, [FOLLOWED.kept().encode()]),
     Target("token", _token, _all([TOKEN])),
     Target("claims of a token", lambda data: read_claims(text(data)), _all([TOKEN])),

@@ -32,7 +32,7 @@ from shared.trust_names import public_role
 from shared.web.session import Fetched, make_session
 from shared.web.trusted import Trusted
 from tests.clock import HandClock
-from tests.metadata import NOW, Repository, make_key, serving
+from tests.metadata import NOW, Repository, chained, make_key, serving
 from tests.scripted import Asked, Script, source, unavailable
 
 MODEL = "acme/tiny"
@@ -126,6 +126,38 @@ async def test_one_conditional_request_where_nothing_changed(setting: Setting) -
     assert trusted.at_hand(MODEL, "main") is None
     assert await trusted.target(MODEL, "main") == first
     assert setting.paths() == ["timestamp.json"] and trusted.fields() == {"Age": "0"}
+
+
+async def test_who_knows_nothing_yet_gets_all_in_one_answer(setting: Setting) -> None:
+    files = setting.repository.files
+    setting.script.acts[:] = [chained({**files, "2.root.json": None}, {})]
+    found = await setting.trusted().target(MODEL, "main")
+    assert setting.paths() == ["timestamp.json"]
+    setting.serve(files)
+    assert await setting.trusted().target(MODEL, "main") == found
+
+
+async def test_what_is_not_in_that_answer_is_asked_for_by_its_name(setting: Setting) -> None:
+    files = setting.repository.files
+    sent = {name: files[name] for name in ("timestamp.json", "2.snapshot.json")}
+    setting.script.acts[:] = [chained(sent, files)]
+    await setting.trusted().target(MODEL, "main")
+    assert setting.paths() == ["timestamp.json", "2.root.json", "1.targets.json", "1.access.json", "2.acme~public.json"]
+
+
+async def test_files_of_that_answer_are_checked_as_if_they_came_alone(setting: Setting) -> None:
+    setting.sources.scripts.append(setting.other)
+    files = dict(setting.repository.files)
+    setting.other.acts[:] = [serving(dict(files))]
+    for name in ("timestamp.json", "2.snapshot.json", "1.targets.json", "2.acme~public.json"):
+        wrong = {**files, "2.root.json": None, name: files[name].replace(b'"sig":"', b'"sig":"00')}
+        setting.script.acts[:] = [chained(wrong, files)]
+        await setting.trusted().target(MODEL, "main")
+        assert len(setting.sources.codes) == 1 and setting.sources.codes.pop() != "upstream_error", name
+    for body in ({"timestamp.json": None}, {"../../etc": b""}, {"timestamp.json": b" " * (17 << 10)}):
+        setting.script.acts[:] = [chained(body, files)]
+        await setting.trusted().target(MODEL, "main")
+        assert setting.sources.codes.pop() in ("upstream_error", "metadata_too_large") and not setting.sources.codes
 
 
 async def test_many_askers_share_one_refresh(setting: Setting) -> None:

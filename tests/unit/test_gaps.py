@@ -40,6 +40,15 @@ def test_neighbours_that_nothing_came_for_are_one_gap_again() -> None:
     assert spans(gaps.cut(1000)) == [(5, 100)]
 
 
+def test_a_gap_is_split_where_both_parts_are_worth_a_request() -> None:
+    gaps = Gaps(100)
+    gap = gaps.cut(100)[0]
+    rest = gaps.split(gap, 40)
+    assert rest and (gap.start, gap.stop, rest.start, rest.stop) == (0, 40, 40, 100)
+    assert gaps.missing == 100
+    assert gaps.split(rest, 50) is None, "the last ten would be a request for little"
+
+
 def test_the_slowest_stream_is_helped_with_its_second_half() -> None:
     gaps = Gaps(1000)
     quick, slow = gaps.cut(500)

@@ -43,6 +43,7 @@ PURE = [
     "shared.tokens",
     "shared.trust",
     "shared.trust_names",
+    "shared.trust_chain",
     "shared.nonces",
     "shared.publishing",
     "origin.signing",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
 
-from edge_node.slots import AT_FIRST, FORGET, MOST, Slots
+from edge_node.slots import AT_FIRST, FORGET, MORE, MOST, Slots
 from tests.clock import HandClock
 
 
@@ -70,14 +69,61 @@ async def run_link(per_connection: int, whole: int, *, seconds: int = 60) -> lis
 
 
 async def test_connections_are_added_where_each_brings_more_and_not_where_fewer_fill_the_link() -> None:
-    assert (await run_link(1_000, 10**9, seconds=12))[-1] == MOST
-    assert (await run_link(10_000, 10_000))[-1] == AT_FIRST
+    assert (await run_link(1_000_000, 10**9, seconds=25))[-1] == MOST
+    assert (await run_link(10_000_000, 10_000_000))[-1] == AT_FIRST
 
 
-async def test_what_was_not_worth_it_is_given_up_one_by_one() -> None:
-    history = await run_link(10_000, 10_000)
-    assert max(history) == 2 * AT_FIRST
-    assert all(later >= earlier - 1 for earlier, later in pairwise(history))
+async def test_where_each_brings_little_four_times_as_many_are_tried_at_once() -> None:
+    history = await run_link(1_000, 10**9, seconds=5)
+    assert (history[0], history[-1]) == (4 * AT_FIRST, MOST)
+    assert (await run_link(10_000, 10_000))[-1] == AT_FIRST, "unless all together bring no more"
+
+
+async def test_what_was_not_worth_it_is_given_up_and_not_tried_again_for_a_while() -> None:
+    history = await run_link(10_000_000, 10_000_000)
+    assert max(history) == round(AT_FIRST * MORE)
+    assert sum(limit > AT_FIRST for limit in history) == 2, "one trial a minute"
+
+
+async def test_a_rate_that_falls_for_a_moment_is_no_reason_for_more_connections() -> None:
+    clock = HandClock()
+    slots = Slots(clock)
+    waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(100)]
+    await asyncio.sleep(0)
+    for rate in (10_000_000, 20_000_000, 6_000_000, 24_000_000):
+        clock.now += 1.0
+        slots.count(rate)
+        assert slots.limit == AT_FIRST
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_link_that_brings_what_it_ever_did_is_full_and_one_window_alone_says_nothing() -> None:
+    clock = HandClock()
+    slots = Slots(clock)
+    await slots.acquire(urgent)
+    seen = []
+    for rate in (300, 100, 100, 50, 90):
+        clock.now += 1.0
+        slots.count(rate)
+        seen.append(slots.filled)
+    assert seen == [False, True, True, False, True]
+
+
+async def test_the_work_is_shared_among_free_connections_where_few_wait() -> None:
+    slots = Slots(HandClock())
+    await slots.acquire(urgent)
+    assert slots.shares == AT_FIRST + 1
+    for _ in range(AT_FIRST - 1):
+        await slots.acquire(urgent)
+    assert slots.shares == 2
+    waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(AT_FIRST)]
+    await asyncio.sleep(0)
+    assert slots.shares == 1
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_connections() -> None:
@@ -87,7 +133,7 @@ async def test_a_download_that_still_grows_by_itself_is_no_reason_for_more_conne
     await asyncio.sleep(0)
     for second in range(8):
         clock.now += 1.0
-        slots.count(1000 * 2**second)
+        slots.count(10_000_000 * 2**second)
         assert slots.limit == AT_FIRST
     for task in waiting:
         task.cancel()
@@ -99,8 +145,22 @@ async def test_what_was_learned_of_a_link_is_forgotten_when_it_is_not_used() -> 
     slots = Slots(clock)
     slots.limit = MOST
     clock.now += FORGET + 1
-    slots.count(1)
+    await slots.acquire(urgent)
     assert slots.limit == AT_FIRST
+
+
+async def test_a_time_without_fetches_is_not_judged() -> None:
+    """The first bytes after it are not the rate of all that time."""
+    clock = HandClock()
+    slots = Slots(clock)
+    clock.now += 60
+    waiting = [asyncio.create_task(slots.acquire(urgent)) for _ in range(100)]
+    await asyncio.sleep(0)
+    slots.count(1000)
+    assert slots.limit == AT_FIRST and slots.each == 0
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_who_becomes_urgent_while_it_waits_goes_first() -> None:
