@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -36,7 +36,7 @@ TROUBLE = 60.0
 late with what is not at the front."""
 
 
-ASK = 1.0
+ASK = 2.0
 """Seconds that a peer has to say whether it holds a shard."""
 SILENT = 2.0
 """Seconds without a byte of any shard after which one that is late means that none would come."""
@@ -252,12 +252,15 @@ class Upstreams:
         if source.avoid_until > self._clock.monotonic():
             return False
         url, timeout = source.url + path_of(key), aiohttp.ClientTimeout(total=ASK)
-        with suppress(UpstreamError), translated(url):
-            async with self._sessions.of(source.url).head(
-                url, allow_redirects=False, timeout=timeout, headers=self._if_held(key)
-            ) as answer:
-                return answer.status == 200
-        return False
+        try:
+            with translated(url):
+                async with self._sessions.of(source.url).head(
+                    url, allow_redirects=False, timeout=timeout, headers=self._if_held(key)
+                ) as answer:
+                    return answer.status == 200
+        except UpstreamError as error:
+            self.failed(source, error)  # or each fill would wait for a peer that is frozen
+            return False
 
     async def read_held(self, source: Source, key: ShardKey, start: int, size: int, into: memoryview) -> None:
         """Bytes from ``start`` on of a shard of ``size`` bytes that a peer holds. Raises NotFound, UpstreamError."""
