@@ -6,7 +6,7 @@ digest is right, and where it is not, the shard is fetched whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from shared.digest import Digest
 from shared.manifest import Delta, Manifest
@@ -46,3 +46,10 @@ def ways(
         return best
 
     return {digest: cheapest(digest, MAX_CHAIN)[1] for digest in wanted}
+
+
+def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:
+    """Bytes to fetch for the ``ways`` that were chosen: each parcel once, and shards whole where there is no way."""
+    parcels = {delta.parcel for steps in chosen.values() for delta in steps}
+    whole = {digest for digest, steps in chosen.items() if not steps}
+    return sum(manifest.size_of(digest) for digest in parcels | whole)
