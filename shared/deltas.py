@@ -6,7 +6,7 @@ digest is right, and where it is not, the shard is fetched whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from shared.digest import Digest
 from shared.manifest import Delta, Manifest
@@ -54,3 +54,10 @@ def bytes_of(manifest: Manifest, steps: Sequence[Delta], held: Callable[[Digest]
     made = {delta.target for delta in steps}
     moved = {delta.parcel for delta in steps} | {part.digest for delta in steps for part in delta.base} - made
     return sum(manifest.size_of(digest) for digest in moved if not held(digest))
+
+
+def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:
+    """Bytes to fetch for the ``ways`` that were chosen: each parcel once, and shards whole where there is no way."""
+    parcels = {delta.parcel for steps in chosen.values() for delta in steps}
+    whole = {digest for digest, steps in chosen.items() if not steps}
+    return sum(manifest.size_of(digest) for digest in parcels | whole)
