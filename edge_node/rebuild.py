@@ -203,7 +203,7 @@ class Rebuilder:
     # Decoding
 
     async def _decode(self, recipe: Recipe, parts: _Parts) -> memoryview:
-        for step in recipe.steps:
+        for number, step in enumerate(recipe.steps):
             try:
                 size = recipe.manifest.size_of(step.parcel)
                 encoded = await self._read(recipe, parts, [Slice(step.parcel, 0, size)])
@@ -211,8 +211,11 @@ class Rebuilder:
             except NearshardError as error:
                 raise NotRebuilt("missing", f"a part cannot be read any more: {error}") from error
             decoding = asyncio.to_thread(_decode, encoded, base, recipe.manifest.size_of(step.target), step)
-            parts.made[step.target] = await decoding
-        return parts.made[recipe.steps[-1].target]
+            parts.made[step.target] = shard = await decoding
+            del encoded, base
+            upon = {part.digest for later in recipe.steps[number + 1 :] for part in later.base}
+            parts.made = {digest: made for digest, made in parts.made.items() if digest in upon}
+        return shard
 
     async def _read(self, recipe: Recipe, parts: _Parts, slices: Sequence[Slice]) -> memoryview:
         """Bytes of several parts, joined; not copied where they are in memory as they are. Raises NearshardError."""
