@@ -33,6 +33,11 @@ class Reader(Protocol):
         """How the shard is had."""
         ...
 
+    @property
+    def rebuilding(self) -> bool:
+        """Whether it is being made, so that its first byte comes with its last."""
+        ...
+
     async def size(self) -> int:
         """Bytes of the whole shard; raises as ``read``."""
         ...
@@ -58,6 +63,7 @@ class MemoryReader:
     key: ShardKey
     view: memoryview
     outcome: Outcome = Outcome.HIT_MEMORY
+    rebuilding: bool = False
 
     async def size(self) -> int:
         """As held."""
@@ -83,6 +89,7 @@ class DiskReader:
     key: ShardKey
     file: BinaryIO
     outcome: Outcome = Outcome.HIT_DISK
+    rebuilding: bool = False
 
     async def size(self) -> int:
         """As committed."""
@@ -116,6 +123,11 @@ class FillReader:
     def outcome(self) -> Outcome:
         """How the shard is had."""
         return Outcome.COLLAPSED if self.joined else self.fill.outcome
+
+    @property
+    def rebuilding(self) -> bool:
+        """As the fill is."""
+        return self.fill.rebuilding
 
     async def size(self) -> int:
         """As the first source that answers says."""

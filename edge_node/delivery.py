@@ -30,7 +30,7 @@ from shared import plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, Whole, evaluate
-from shared.deltas import WANTED_FOR
+from shared.deltas import REBUILDING, WANTED_FOR
 from shared.digest import Digest, hex_of
 from shared.errors import BadId, RequestError
 from shared.ids import is_revision, parse_task_id
@@ -155,6 +155,8 @@ class Delivery:
             shown = representation.of_blob(digest, await reader.size())
             decision, span = decide(request, shown)
             fields = {"Cache-Status": cache_status(self._node, reader.outcome)}
+            if reader.rebuilding:
+                fields[REBUILDING] = "1"
             async with aclosing(self._counted(reader, span.start, span.length)) as pieces:
                 return await send(request, shown, decision, span, pieces, fields)
         finally:

@@ -89,6 +89,8 @@ class Fill:
         self._given = 0
         """The furthest byte that any reader has been given."""
         self._readers = 0
+        self.rebuilding = False
+        """Whether it is being made from deltas: no byte comes before all do."""
         self._make = fills.make if reach.rebuilds else None
         self._parts: list[Fill] = []
         """Fills that this one waits for: what hastens it hastens them."""
@@ -249,10 +251,13 @@ class Fill:
         make, self._make = self._make, None
         if make is None or self.missing != self.size:
             return False
+        self.rebuilding = True
         try:
             return await make(self)
         except NotBlamed:
             return False  # the disk did not keep what was made
+        finally:
+            self.rebuilding = False
 
     async def place(self, size: int) -> bool:
         """Find a place for the bytes, once; whether that is within the budgets. Raises UpstreamError (``no_room``)."""

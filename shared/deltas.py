@@ -14,6 +14,8 @@ from shared.manifest import Delta, Manifest
 WANTED_FOR = "Nearshard-Revision"
 """The field of a request for a shard: a revision that it is of, as ``model@revision``. A node that has not read that
 manifest may find a delta in it."""
+REBUILDING = "Nearshard-Rebuilding"
+"""The field of a node's answer with a shard that it makes from a delta: no byte comes before all are there."""
 MAX_CHAIN = 4
 """Deltas that are decoded one upon the other, at most: beyond, a shard is fetched whole."""
 

@@ -22,7 +22,7 @@ from shared.clock import SystemClock
 from shared.ids import TaskId
 from shared.metrics import Metrics
 from shared.web.send import FileRegion
-from shared.web.session import Sessions
+from shared.web.session import IDLE, Sessions
 from tests.scripted import Script
 
 
@@ -78,9 +78,11 @@ def pread(region: FileRegion) -> bytes:
 
 
 @asynccontextmanager
-async def node_over(folder: Path, *sources: Script, memory: int = 8 << 20, disk: int = 64 << 20) -> AsyncIterator[Node]:
+async def node_over(
+    folder: Path, *sources: Script, memory: int = 8 << 20, disk: int = 64 << 20, idle: float = IDLE
+) -> AsyncIterator[Node]:
     """A node whose origins are ``sources``. It reads no manifests but those that it is taught."""
-    sessions, clock, metrics, logger = Sessions(), QuickClock(), Metrics(), log.get("test")
+    sessions, clock, metrics, logger = Sessions(idle=idle), QuickClock(), Metrics(), log.get("test")
     memory_tier = MemoryTier(memory, metrics)
     disk_tier = DiskTier(folder, disk, clock, metrics, logger)
     disk_tier.recover()

@@ -16,6 +16,7 @@ from edge_node.reach import Reach
 from edge_node.rebuild import AT_ONCE
 from edge_node.shard_key import ShardKey, path_of, shard_key
 from shared import parcel
+from shared.deltas import REBUILDING
 from shared.digest import Digest, digest_of
 from shared.layout import Slice
 from shared.link import LinkPolicy
@@ -24,7 +25,7 @@ from shared.outcome import Outcome
 from shared.parcel import Run
 from tests import scripted
 from tests.node import Node, node_over
-from tests.scripted import Asked, Script, source
+from tests.scripted import Act, Asked, Script, source
 
 
 def some(seed: int, size: int = 500_000) -> bytes:
@@ -307,3 +308,37 @@ async def test_a_source_that_does_not_answer_is_not_asked_for_the_whole_shard_as
             patch.setattr("shared.web.session.FIRST_BYTE", 0.2)
             await node.read(key(NEW))
     assert asked(script) == [path_of(encoded)]
+
+
+def making(there: list[bool]) -> Act:
+    """A node that makes the shard before it sends any of it, until it was asked as often whether it is still ``there``:
+    it answers that, or does not."""
+
+    async def act(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if asked.path == "/healthz":
+            if not there.pop(0):
+                await script.holding.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            if not there:
+                script.release.set()
+            return
+        writer.write(f"HTTP/1.1 200 OK\r\n{REBUILDING}: 1\r\nContent-Length: {len(NEW)}\r\n\r\n".encode())
+        await writer.drain()
+        await script.release.wait()
+        writer.write(NEW)
+
+    return act
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_node_that_makes_a_shard_may_take_its_time_while_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Else whoever asked it would fetch the whole shard from above, beside its delta. A frozen one is left as ever."""
+    monkeypatch.setattr("shared.web.session.ALIVE", 0.3)
+    first, second = Script(acts=[making([True] * 3 + [there])]), Script()
+    first.add(NEW), second.add(NEW)
+    async with source(first), source(second), node_over(tmp_path, first, second, idle=0.5) as node:
+        assert await node.read(key(NEW)) == NEW
+        assert asked(first) == [path_of(key(NEW)), "/healthz"] and len(first.asked) == 5
+        assert asked(second) == ([] if there else [path_of(key(NEW))])
