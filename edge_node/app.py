@@ -20,6 +20,8 @@ from edge_node.identity import own_key, write_identity
 from edge_node.membership import Membership
 from edge_node.operations import Operations
 from edge_node.peers import HOP, Peers
+from edge_node.rebuild import Rebuilder, reader_of
+from edge_node.recipes import Recipes
 from edge_node.round_trips import RoundTrips
 from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
@@ -90,11 +92,17 @@ def build_app(
         directory=settings.data / "catalog",
     )
     mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
+    recipes = Recipes()
+    rebuilder = Rebuilder(cache, recipes, upstreams, reader_of(catalog, trusted, recipes), metrics, log)
+    if settings.deltas:
+        cache.fills.make, cache.fills.named = rebuilder.make, recipes.named
     delivery = Delivery(
         cache,
         catalog,
         trusted,
         upstreams,
+        recipes,
+        rebuilder.status,
         metrics,
         node=settings.node,
         region=settings.region,
@@ -108,7 +116,7 @@ def build_app(
     upstreams.link.policy = LinkPolicy(
         settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
     )
-    operations = Operations(cache, catalog, trusted, upstreams, settings.data, clock, log)
+    operations = Operations(cache, catalog, trusted, upstreams, recipes, settings.data, clock, log)
     scrubber = Scrubber(disk, settings.scrub, clock, log)
 
     round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)

@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 
 from edge_node.fill import Fill, Fills
 from edge_node.ledger import State
+from edge_node.reach import Reach
 from edge_node.shard_key import ShardKey
 from edge_node.store import DiskTier, MemoryTier, room
 from shared.errors import LocalError, NearshardError
@@ -30,6 +31,11 @@ class Reader(Protocol):
     @property
     def outcome(self) -> Outcome:
         """How the shard is had."""
+        ...
+
+    @property
+    def rebuilding(self) -> bool:
+        """Whether it is being made, so that its first byte comes with its last."""
         ...
 
     async def size(self) -> int:
@@ -57,6 +63,7 @@ class MemoryReader:
     key: ShardKey
     view: memoryview
     outcome: Outcome = Outcome.HIT_MEMORY
+    rebuilding: bool = False
 
     async def size(self) -> int:
         """As held."""
@@ -82,6 +89,7 @@ class DiskReader:
     key: ShardKey
     file: BinaryIO
     outcome: Outcome = Outcome.HIT_DISK
+    rebuilding: bool = False
 
     async def size(self) -> int:
         """As committed."""
@@ -116,6 +124,11 @@ class FillReader:
         """How the shard is had."""
         return Outcome.COLLAPSED if self.joined else self.fill.outcome
 
+    @property
+    def rebuilding(self) -> bool:
+        """As the fill is."""
+        return self.fill.rebuilding
+
     async def size(self) -> int:
         """As the first source that answers says."""
         return await self.fill.wait_size()
@@ -140,15 +153,15 @@ class Cache:
         self.memory, self.disk, self.fills = memory, disk, fills
         self._promotions: set[asyncio.Task[None]] = set()
 
-    def peek(self, key: ShardKey, *, from_above: bool = False) -> Outcome:
+    def peek(self, key: ShardKey, reach: Reach = Reach.ANYWHERE) -> Outcome:
         """How a read of this shard would be served now."""
         if key in self.memory:
             return Outcome.HIT_MEMORY
         if key in self.disk.ledger:
             return Outcome.HIT_DISK
-        if self.fills.get(key, from_above=from_above):
+        if self.fills.get(key, reach):
             return Outcome.COLLAPSED
-        return self.fills.predict(key, from_above=from_above)
+        return self.fills.predict(key, reach)
 
     def known_size(self, key: ShardKey) -> int | None:
         """Bytes of a shard that is held."""
@@ -170,27 +183,48 @@ class Cache:
             return DiskReader(self.disk, key, file)
         return None
 
-    def open(self, key: ShardKey, size: int | None, *, from_above: bool = False) -> Reader:
+    def look(self, key: ShardKey) -> MemoryReader | DiskReader | None:
+        """The same, without counting as a use."""
+        if key in self.memory:
+            self.memory.ledger.hold(key)
+            return MemoryReader(self.memory, key, self.memory.view(key))
+        if file := self.disk.look(key):
+            return DiskReader(self.disk, key, file)
+        return None
+
+    def open(self, key: ShardKey, size: int | None, reach: Reach = Reach.ANYWHERE, *, wanted_for: str = "") -> Reader:
         """Open a shard: from memory, from disk, by joining its fill, or by starting one.
 
-        ``size`` from a manifest, or None where only a source can say it. ``from_above``: for a peer.
+        ``size`` from a manifest, or None where only a source can say it. ``wanted_for``: a revision that it is of, as
+        ``model@revision``, where one is known.
         """
         if held := self.open_held(key):
             return held
-        fill = self.fills.get(key, from_above=from_above)
+        fill = self.fills.get(key, reach)
         joined = fill is not None
         if fill is None:
-            fill = self.fills.start(key, size, from_above=from_above)
+            fill = self.fills.start(key, size, reach, wanted_for=wanted_for)
         fill.join()
+        return FillReader(fill, joined)
+
+    def open_part(self, key: ShardKey, size: int, whole: Fill) -> Reader:
+        """Open what another shard is made of, for the fill of that one."""
+        if held := self.look(key):
+            return held
+        fill = self.fills.get(key, Reach.PART)
+        joined = fill is not None
+        if fill is None:
+            fill = self.fills.start(key, size, Reach.PART, background=whole.background)
+        fill.join_for(whole)
         return FillReader(fill, joined)
 
     async def fetch(self, key: ShardKey, size: int | None) -> None:
         """Have a shard on this node, in the background: clients go first. Raises what a fill ends with."""
         if self.known_size(key) is not None:
             return
-        fill = self.fills.get(key, from_above=False)
+        fill = self.fills.get(key, Reach.ANYWHERE)
         if fill is None:
-            fill = self.fills.start(key, size, from_above=False, background=True)
+            fill = self.fills.start(key, size, Reach.ANYWHERE, background=True)
         await fill.wait_end()
 
     async def close(self) -> None:

@@ -65,6 +65,9 @@ class EdgeSettings(ServiceSettings):
         default_factory=dict, description="Proxy by upstream URL: http://, socks5:// or socks5h://host:port."
     )
     metered: bool = Field(False, description="Fetch only what clients ask for; preheating waits.")
+    deltas: bool = Field(
+        True, description="Make shards from deltas and compressed parcels where that moves fewer bytes."
+    )
     scrub: float = Field(86_400.0, ge=0, description="Seconds in which the disk cache is read through once; 0: never.")
     admin_port: int = Field(0, ge=0, le=65535, description="Loopback port for operators; 0 picks a free one.")
     ref_lifetime: float = Field(5.0, ge=0, description="Seconds a ref is used before it is revalidated.")

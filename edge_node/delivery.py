@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from edge_node.cache import Cache, Reader
-from edge_node.peers import HOP
+from edge_node.peers import AS_IS, HOP, ONLY_IF_CACHED
+from edge_node.reach import Reach
+from edge_node.recipes import Recipes
 from edge_node.shard_key import ShardKey, shard_key
 from edge_node.short_path import ShortPath
 from edge_node.upstream import Upstreams
@@ -28,8 +30,10 @@ from shared import plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, Whole, evaluate
+from shared.deltas import REBUILDING, WANTED_FOR
 from shared.digest import Digest, hex_of
-from shared.ids import is_revision
+from shared.errors import BadId, RequestError
+from shared.ids import is_revision, parse_task_id
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
@@ -66,6 +70,8 @@ class Delivery:
         catalog: Catalog,
         trusted: Trusted,
         upstreams: Upstreams,
+        recipes: Recipes,
+        rebuilt: Callable[[], Mapping[str, int]],
         metrics: Metrics,
         *,
         node: str,
@@ -77,7 +83,8 @@ class Delivery:
         known_public: Callable[[str], bool],
         small_model: int = 0,
     ) -> None:
-        """``known_public``: whether a model is known to be for all."""
+        """``known_public``: whether a model is known to be for all. ``rebuilt``: what deltas brought, for status."""
+        self._recipes, self._rebuilt = recipes, rebuilt
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
         self._small_model = small_model
@@ -108,11 +115,12 @@ class Delivery:
         found = await self._catalog.resolve(path.model, path.ref)
         private = private_model(request)
         self._favour(found.manifest, private)
+        self._recipes.learn(found.manifest, private)
         shown = representation.of_path(path, found.manifest)
         decision, span = decide(request, shown)
         slices = [] if isinstance(decision, NotModified) else list(shown.layout.cut(span))
-        above = HOP in request.headers
-        outcomes = [self._cache.peek(shard_key(piece.digest, private), from_above=above) for piece in slices]
+        reach = _reach(request)
+        outcomes = [self._cache.peek(shard_key(piece.digest, private), reach) for piece in slices]
         outcome = dearest(outcomes or [Outcome.HIT_MEMORY])
         vary = {"Vary": "Accept"}
         fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields, **vary}
@@ -121,7 +129,7 @@ class Delivery:
         sizes = found.manifest.shards
         wanted = (Wanted(shard_key(s.digest, private), sizes[s.digest], s.offset, s.length) for s in slices)
         verified = isinstance(path, HubPath)
-        async with aclosing(self._pieces(wanted, from_above=above, verified=verified)) as pieces:
+        async with aclosing(self._pieces(wanted, reach, verified=verified)) as pieces:
             return await send(request, shown, decision, span, pieces, fields)
 
     def _favour(self, manifest: Manifest, private: str) -> None:
@@ -134,22 +142,27 @@ class Delivery:
         if isinstance(evaluate(conditions(request), hex_of(digest), None), NotModified):
             shown = representation.of_blob(digest, 0)  # whoever has the digest has the bytes: nothing to look up
             return await send(request, shown, NotModified(), shown.layout.whole, _nothing(), {})
-        above = HOP in request.headers
-        held = self._cache.known_size(key) is not None or self._cache.fills.get(key, from_above=above)
+        reach = _reach(request)
+        held = self._cache.known_size(key) is not None
+        if not held and ONLY_IF_CACHED in request.headers.get("Cache-Control", "").lower():
+            raise RequestError(f"{key} is not held here", code="not_cached")
+        held = held or self._cache.fills.get(key, reach) is not None
         if request.method == "HEAD" and not held:
             shown = representation.of_blob(digest, await self._upstreams.blob_size(key))
             return await send(request, shown, Whole(), shown.layout.whole, _nothing(), {})
-        reader = self._cache.open(key, None, from_above=above)
+        reader = self._cache.open(key, None, reach, wanted_for=_wanted_for(request))
         try:
             shown = representation.of_blob(digest, await reader.size())
             decision, span = decide(request, shown)
             fields = {"Cache-Status": cache_status(self._node, reader.outcome)}
+            if reader.rebuilding:
+                fields[REBUILDING] = "1"
             async with aclosing(self._counted(reader, span.start, span.length)) as pieces:
                 return await send(request, shown, decision, span, pieces, fields)
         finally:
             reader.close()
 
-    async def _pieces(self, slices: Iterator[Wanted], *, from_above: bool, verified: bool) -> AsyncGenerator[Piece]:
+    async def _pieces(self, slices: Iterator[Wanted], reach: Reach, *, verified: bool) -> AsyncGenerator[Piece]:
         """The bytes of ``slices`` in order. Up to AHEAD that are not held are opened early, so that their fills run;
         what is held is opened when it is its turn, so that a reader costs one descriptor. ``verified``: no byte of a
         shard before its digest was right; where that takes long, an empty piece says that the head may go."""
@@ -160,11 +173,11 @@ class Delivery:
                 while len(window) < AHEAD and ahead < 1 and (piece := next(slices, None)):
                     ahead += self._share(piece)
                     held = self._cache.known_size(piece.key) is not None
-                    window.append((piece, None if held else self._open(piece, from_above=from_above)))
+                    window.append((piece, None if held else self._open(piece, reach)))
                 if not window:
                     return
                 piece, early = window.popleft()
-                reader = early or self._open(piece, from_above=from_above)
+                reader = early or self._open(piece, reach)
                 try:
                     if verified and not await _soon(reader):
                         yield memoryview(b"")
@@ -185,8 +198,8 @@ class Delivery:
         room = AHEAD_BYTES if on_disk else min(AHEAD_BYTES, self._cache.memory.ledger.budget // 4)
         return piece.size / max(1, room)
 
-    def _open(self, piece: Wanted, *, from_above: bool) -> Reader:
-        return self._cache.open(piece.key, piece.size, from_above=from_above)
+    def _open(self, piece: Wanted, reach: Reach) -> Reader:
+        return self._cache.open(piece.key, piece.size, reach)
 
     async def _counted(self, reader: Reader, offset: int, length: int) -> AsyncGenerator[Piece]:
         """What a reader gives, and a note of how it was had."""
@@ -208,7 +221,9 @@ class Delivery:
 
     async def resolve(self, model: str, ref: str) -> Resolved:
         """A manifest, from the catalog."""
-        return await self._catalog.resolve(model, ref)
+        found = await self._catalog.resolve(model, ref)
+        self._recipes.learn(found.manifest, "" if self._trusted.known_public(model) else model)
+        return found
 
     async def refs(self, model: str) -> Mapping[str, Digest]:
         """As the signed metadata has them."""
@@ -245,6 +260,7 @@ class Delivery:
             "disk": vars(self._cache.disk.ledger.statistics()),
             "upstream_bytes": self._upstreams.received.total() - self._upstreams.received[Outcome.FILL_PEER],
             "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
+            "deltas": self._rebuilt(),
             "trust": self._trusted.status(),
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
@@ -253,6 +269,20 @@ class Delivery:
     def not_ready(self) -> str:
         """Ready once it listens: the disk cache was taken up before that."""
         return ""
+
+
+def _reach(request: web.Request) -> Reach:
+    """How far to go for whoever asks."""
+    if HOP not in request.headers:
+        return Reach.ANYWHERE
+    return Reach.AS_IS if AS_IS in request.headers else Reach.ABOVE
+
+
+def _wanted_for(request: web.Request) -> str:
+    """The revision that a shard is asked for by; empty where none is named as it should be."""
+    with suppress(BadId):
+        return str(parse_task_id(request.headers.get(WANTED_FOR, "")))
+    return ""
 
 
 async def _soon(reader: Reader) -> bool:

@@ -5,6 +5,8 @@
 * It goes from source to source, and asks each for what is missing only; what it has is hashed as it comes.
 * From an origin a large shard comes in parts, by several streams at once: where packets get lost, one connection brings
   little, and at the end of a download all connections still have something to do.
+* Where deltas bring a shard in fewer bytes, it is made from them (``edge_node.rebuild``) instead of being taken from
+  above; where they do not, it goes on as ever, and readers do not notice.
 * No reader gets the last byte of what it asked for before the digest of the whole shard was right. So whatever
   reached a reader from a fill that failed is short of its Content-Length, and nobody can take it for whole.
 * Only bytes whose digest is right are committed.
@@ -17,12 +19,13 @@ import errno
 import hashlib
 import random
 from _hashlib import HASH as Hash
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from structlog.typing import FilteringBoundLogger
 
 from edge_node.gaps import Gap, Gaps
+from edge_node.reach import Reach
 from edge_node.shard_key import ShardKey, digest_in
 from edge_node.store import Buffer, DiskBuffer, DiskTier, MemoryBuffer, MemoryTier
 from edge_node.upstream import PART_LEAST, NotBlamed, Source, Upstreams
@@ -57,15 +60,19 @@ that one waits for its turn before its readers are told to try again."""
 class Fill:
     """One fill under way. Made by ``Fills`` only."""
 
-    def __init__(self, fills: Fills, key: ShardKey, size: int | None, *, from_above: bool, background: bool) -> None:
+    def __init__(
+        self, fills: Fills, key: ShardKey, size: int | None, reach: Reach, *, background: bool, wanted_for: str
+    ) -> None:
         self.key = key
-        self.from_above = from_above
-        """Whether a peer asked for it: then no peer is asked."""
+        self.reach = reach
+        """How far it goes for its bytes."""
+        self.wanted_for = wanted_for or fills.named(key)
+        """A revision that it is of, as ``model@revision``; empty where none is known."""
         self.background = background
         """Whether no client waits for it: then it comes after all that clients wait for."""
         self.size = size
         """Bytes of the shard; None until a source has said it."""
-        self.outcome = fills.predict(key, from_above=from_above)
+        self.outcome = fills.predict(key, reach)
         """Where it comes from: at first as the order of the sources has it, then as it was."""
         self.verified = False
         """Whether all bytes are there, and right."""
@@ -82,6 +89,11 @@ class Fill:
         self._given = 0
         """The furthest byte that any reader has been given."""
         self._readers = 0
+        self.rebuilding = False
+        """Whether it is being made from deltas: no byte comes before all do."""
+        self._make = fills.make if reach.rebuilds else None
+        self._parts: list[Fill] = []
+        """Fills that this one waits for: what hastens it hastens them."""
         self._committed = False
         self._overflow = False
         self._retired: list[DiskBuffer] = []
@@ -97,7 +109,7 @@ class Fill:
 
     async def wait_size(self) -> int:
         """Bytes of the shard. Raises what the fill ended with."""
-        self._wanted.set()
+        self._want()
         while self.size is None or self._buffer is None:
             if self.error:
                 raise self.error
@@ -106,7 +118,11 @@ class Fill:
 
     async def wait_verified(self) -> None:
         """Until all bytes are there, and right. Raises what it ended with."""
-        self._wanted.set()
+        self._want()
+        await self.until_verified()
+
+    async def until_verified(self) -> None:
+        """The same, for who waits with no reader of its own that needs it now."""
         while not self.verified:
             if self.error:
                 raise self.error
@@ -114,7 +130,7 @@ class Fill:
 
     async def wait_end(self) -> None:
         """Until it is over. Raises what it ended with."""
-        self._wanted.set()
+        self._want()
         while not self.over:
             await self._changed.wait()
         if self.error:
@@ -123,7 +139,28 @@ class Fill:
     def join(self) -> None:
         """Count a reader in; with no await since it found this fill."""
         self._readers += 1
+        self._come_forward()
+
+    def join_for(self, whole: Fill) -> None:
+        """Count in a fill that is made of this one: as urgent as that one is."""
+        self._readers += 1
+        whole._parts.append(self)
+        if not whole.background:
+            self._come_forward()
+        if whole._wanted.is_set():
+            self._want()
+
+    def _come_forward(self) -> None:
+        """A client waits for it, or will."""
         self.background = False
+        for part in self._parts:
+            part._come_forward()
+
+    def _want(self) -> None:
+        """It is needed now."""
+        self._wanted.set()
+        for part in self._parts:
+            part._want()
 
     def leave(self) -> None:
         """Count a reader out."""
@@ -135,7 +172,6 @@ class Fill:
 
         Raises what the fill ended with: UpstreamError, IntegrityError or NotFound.
         """
-        self._wanted.set()
         await self.wait_size()
         position, end = offset, offset + length
         while position < end:
@@ -186,7 +222,10 @@ class Fill:
             if attempt:
                 await self._fills.clock.sleep(BACKOFF * (1 + self._fills.random.random()))
             again = False
-            for source in self._fills.upstreams.ordered(self.key, from_above=self.from_above):
+            for source in self._fills.upstreams.ordered(self.key, self.reach):
+                if source.outcome is not Outcome.FILL_PEER and await self._rebuild():
+                    self.outcome = source.outcome
+                    return
                 missing = self.missing
                 try:
                     await self._take(source)
@@ -206,6 +245,39 @@ class Fill:
             if not again:
                 break  # nobody has it, or nobody answers: readers have waited long enough
         raise failure
+
+    async def _rebuild(self) -> bool:
+        """Once, before a byte has come: make it from deltas, where that moves less (``edge_node.rebuild``)."""
+        make, self._make = self._make, None
+        if make is None or self.missing != self.size:
+            return False
+        self.rebuilding = True
+        try:
+            return await make(self)
+        except NotBlamed:
+            return False  # the disk did not keep what was made
+        finally:
+            self.rebuilding = False
+
+    async def place(self, size: int) -> bool:
+        """Find a place for the bytes, once; whether that is within the budgets. Raises UpstreamError (``no_room``)."""
+        async with self._placing:
+            if self._buffer is None:
+                self.size = size
+                self._buffer = await self._admit(size)
+                self._gaps = self._gaps or Gaps(size)
+                self._notify()
+        return not self._overflow
+
+    async def put_all(self, data: memoryview) -> None:
+        """All bytes at once, and right. Raises UpstreamError."""
+        assert self._gaps is not None
+        gap = self._gaps.cut(len(data))[0]
+        while gap.start < gap.stop:
+            await self._write(gap.start, data[gap.start : gap.start + UNIT])
+            gap.start = min(gap.stop, gap.start + UNIT)
+            self._notify()
+            await asyncio.sleep(0)  # others have their turn
 
     @property
     def _reached(self) -> int:
@@ -299,16 +371,11 @@ class Fill:
             if gap:
                 gap.opened = self._fills.clock.monotonic(), gap.start
             try:
-                body = await stack.enter_async_context(upstreams.open(turn, self.key, start, stop, self.size))
+                body = await stack.enter_async_context(upstreams.open(turn, self, start, stop))
             except NoRanges:
                 upstreams.only_whole(source, forever=True)
                 raise
-            async with self._placing:
-                if self._buffer is None:
-                    self.size = body.size
-                    self._buffer = await self._admit(body.size)
-                    self._gaps = self._gaps or Gaps(body.size)
-                    self._notify()
+            await self.place(body.size)
             assert self._gaps is not None
             gap = gap or self._gaps.cut(body.size)[0]
             async for chunk in body.chunks:
@@ -458,7 +525,11 @@ class Fills:
         self.memory, self.disk, self.upstreams = memory, disk, upstreams
         self.clock, self.random, self.metrics, self.log = clock, rng, metrics, log
         self.overflow = asyncio.Semaphore(OVERFLOW)
-        self._under_way: dict[tuple[ShardKey, bool], Fill] = {}
+        self.make: Callable[[Fill], Awaitable[bool]] | None = None
+        """Makes a shard from deltas, or does not (``edge_node.rebuild``)."""
+        self.named: Callable[[ShardKey], str] = lambda _: ""
+        """A revision, as ``model@revision``, that is known to have a delta to a shard."""
+        self._under_way: dict[tuple[ShardKey, Reach], Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.favoured: set[ShardKey] = set()
         """Shards of small models, where the operator wants those kept first."""
@@ -466,20 +537,23 @@ class Fills:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def get(self, key: ShardKey, *, from_above: bool) -> Fill | None:
-        """The fill of a shard that is under way. A peer must not join one that may wait on a peer."""
-        above = self._under_way.get((key, True))
-        return above if above or from_above else self._under_way.get((key, False))
+    def get(self, key: ShardKey, reach: Reach) -> Fill | None:
+        """The fill of a shard that is under way, and that one of this reach may wait for."""
+        found = (self._under_way.get((key, other)) for other in Reach if other <= reach)
+        return next((fill for fill in found if fill), None)
 
-    def predict(self, key: ShardKey, *, from_above: bool) -> Outcome:
+    def predict(self, key: ShardKey, reach: Reach) -> Outcome:
         """Where a fill would come from, if all goes well."""
-        ordered = self.upstreams.ordered(key, from_above=from_above)
+        ordered = self.upstreams.ordered(key, reach)
         return ordered[0].outcome if ordered else Outcome.FILL_ORIGIN
 
-    def start(self, key: ShardKey, size: int | None, *, from_above: bool, background: bool = False) -> Fill:
-        """Begin a fill of a shard that has none. ``size`` in bytes where it is known."""
-        fill = Fill(self, key, size, from_above=from_above, background=background)
-        self._under_way[key, from_above] = fill
+    def start(
+        self, key: ShardKey, size: int | None, reach: Reach, *, background: bool = False, wanted_for: str = ""
+    ) -> Fill:
+        """Begin a fill of a shard that has none. ``size`` in bytes where it is known; ``wanted_for``: a revision that
+        it is of, as ``model@revision``."""
+        fill = Fill(self, key, size, reach, background=background, wanted_for=wanted_for)
+        self._under_way[key, reach] = fill
         task = asyncio.create_task(fill.run(), name=f"fill {key[:19]}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -487,7 +561,7 @@ class Fills:
 
     def ended(self, fill: Fill) -> None:
         """A fill is over: whoever asks next finds the shard in a tier, or starts another."""
-        del self._under_way[fill.key, fill.from_above]
+        del self._under_way[fill.key, fill.reach]
 
     async def close(self) -> None:
         """End every fill; their readers are told."""

@@ -16,6 +16,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from edge_node.cache import Cache
+from edge_node.recipes import Recipes
 from edge_node.shard_key import ShardKey, shard_key
 from edge_node.upstream import Upstreams
 from shared.catalog import Catalog
@@ -68,11 +69,13 @@ class Operations:
         catalog: Catalog,
         trusted: Trusted,
         upstreams: Upstreams,
+        recipes: Recipes,
         data: Path,
         clock: Clock,
         log: FilteringBoundLogger,
     ) -> None:
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
+        self._recipes = recipes
         self._pins_file = data / "pins.json"
         self._clock, self._log = clock, log
         self._jobs: dict[int, Job] = {}
@@ -210,6 +213,7 @@ class Operations:
         task_id = parse_task_id(what)
         private = "" if await self._trusted.is_public(task_id.model) else task_id.model
         manifest = (await self._catalog.resolve(task_id.model, task_id.ref)).manifest
+        self._recipes.learn(manifest, private)
         if ":" not in what.partition("@")[0]:
             return {shard_key(digest, private): size for digest, size in manifest.shards.items()}
         task = manifest.task(task_id.task)

@@ -15,6 +15,10 @@ from shared.ring import Ring
 
 HOP = "Nearshard-Hop"
 """The field of a request from a peer: its node's name."""
+AS_IS = "Nearshard-As-Is"
+"""The field, beside it, of a request for what a rebuild takes: that is not rebuilt itself."""
+ONLY_IF_CACHED = "only-if-cached"
+"""Of ``Cache-Control`` (RFC 9111 §5.2.1.7): what is not held here is not fetched, and answered 504."""
 
 
 class Peers:

@@ -26,10 +26,11 @@ from typing import Any
 from aiohttp import web
 
 from edge_node.cache import Cache, DiskReader, MemoryReader
-from edge_node.peers import HOP
+from edge_node.peers import AS_IS, HOP
 from edge_node.shard_key import ShardKey, shard_key
 from shared.clock import Clock
 from shared.conditional import Conditions, NotModified, Whole, evaluate
+from shared.deltas import WANTED_FOR
 from shared.digest import parse_digest
 from shared.errors import BadId, LocalError
 from shared.layout import Slice
@@ -50,6 +51,8 @@ TURN = 4 << 20
 LEAST = 10_000 * int(STALL)
 """Bytes that a client must take in STALL seconds: 10 KB/s."""
 _BLOBS = b"/blobs/"
+_HARMLESS = [name.lower().encode() for name in (HOP, AS_IS, WANTED_FOR)]
+"""Fields, besides those that are harmless to all: what is held is sent to a peer as to anybody, whatever it is for."""
 
 
 @dataclass(slots=True)
@@ -88,7 +91,7 @@ class ShortPath:
         """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
         while none is known. ``known_public``: whether a model is known to be for all."""
         self.cache, self.count = cache, count
-        self.requests = PlainRequests([HOP.lower().encode()])  # what is held is sent to a peer as to anybody
+        self.requests = PlainRequests(_HARMLESS)
         self._end = DatedEnd(server, clock, epoch)
         self._node, self._known_public = node, known_public
         self._known: OrderedDict[bytes, Known] = OrderedDict()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import aiohttp
 
-from edge_node.peers import HOP, Peers
+from edge_node.peers import AS_IS, HOP, ONLY_IF_CACHED, Peers
+from edge_node.reach import Reach
 from edge_node.shard_key import ShardKey, digest_in, model_in, path_of
 from edge_node.slots import Rank, Slots
 from shared.clock import Clock
+from shared.deltas import WANTED_FOR
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
 from shared.link import Link, Throttle
 from shared.manifest import MAX_SHARD
@@ -32,6 +36,8 @@ TROUBLE = 60.0
 late with what is not at the front."""
 
 
+ASK = 2.0
+"""Seconds that a peer has to say whether it holds a shard."""
 SILENT = 2.0
 """Seconds without a byte of any shard after which one that is late means that none would come."""
 
@@ -64,6 +70,15 @@ class Source:
     """When it last sent bytes of any shard."""
     late_at: float = float("-inf")
     """When it last let its time run out, and had been silent altogether."""
+
+
+class Wanted(Protocol):
+    """What is asked for: a shard, its bytes where they are known, how far to go, and a revision that it is of."""
+
+    key: ShardKey
+    size: int | None
+    reach: Reach
+    wanted_for: str
 
 
 class Turn:
@@ -124,13 +139,10 @@ class Upstreams:
         """Whether this node keeps a shard on its disk."""
         return not self.peers.owners(digest_in(key))
 
-    def ordered(self, key: ShardKey, *, from_above: bool) -> list[Source]:
-        """Sources of a shard: the sound ones in order, then those to avoid, the soonest forgiven first.
-
-        ``from_above``: a peer asked for it, so no peer is asked.
-        """
+    def ordered(self, key: ShardKey, reach: Reach) -> list[Source]:
+        """Sources of a shard: the sound ones in order, then those to avoid, the soonest forgiven first."""
         now = self._clock.monotonic()
-        owners = [] if from_above else self.peers.owners(digest_in(key))
+        owners = self.peers.owners(digest_in(key)) if reach.asks_peers else []
         peers = [self._peer(url) for url in owners]
         return sorted([*peers, *self._above], key=lambda s: max(0.0, s.avoid_until - now))
 
@@ -189,25 +201,34 @@ class Upstreams:
             turn.end()
 
     @asynccontextmanager
-    async def open(
-        self, turn: Turn, key: ShardKey, start: int, stop: int | None, size: int | None
-    ) -> AsyncIterator[Body]:
+    async def open(self, turn: Turn, wanted: Wanted, start: int, stop: int | None) -> AsyncIterator[Body]:
         """A shard's bytes from ``start`` to ``stop`` (None: its end). Raises NotFound, NoRanges or UpstreamError."""
         source = turn.source
         asked = self._clock.monotonic()
         async with open_blob(
             self._sessions.of(source.url),
-            source.url + path_of(key),
+            source.url + path_of(wanted.key),
             start=start,
             stop=stop,
-            size=size,
+            size=wanted.size,
             max_size=MAX_SHARD,
-            headers={**({HOP: self._node} if source.outcome is Outcome.FILL_PEER else {}), **self._own_token(key)},
+            headers={**self._about(source, wanted), **self._own_token(wanted.key)},
             sharing=lambda: source.slots.used,
         ) as body:
             turn.answered(self._clock.monotonic() - asked)
             left = (stop or body.size) - body.start
             yield replace(body, chunks=turn.watch(body.chunks, left))
+
+    def _about(self, source: Source, wanted: Wanted) -> Mapping[str, str]:
+        """What another node is told with a question, so that it may use deltas, and waits for nobody in a circle."""
+        fields = {}
+        if source.outcome is not Outcome.FILL_ORIGIN and wanted.wanted_for:
+            fields[WANTED_FOR] = wanted.wanted_for
+        if source.outcome is Outcome.FILL_PEER:
+            fields[HOP] = self._node
+            if not wanted.reach.rebuilds:
+                fields[AS_IS] = "1"
+        return fields
 
     def _own_token(self, key: ShardKey) -> Mapping[str, str]:
         """This node's token, for who keeps a private shard from those without one."""
@@ -221,10 +242,51 @@ class Upstreams:
             self._peer_sources[url] = self._source(url, Outcome.FILL_PEER)
         return self._peer_sources[url]
 
+    async def holders(self, keys: Iterable[ShardKey]) -> dict[ShardKey, Source]:
+        """Peers that hold shards whole, of those that own them: they are asked, and fetch nothing for it."""
+        asked = {key: self._peer(url) for key in keys for url in self.peers.owners(digest_in(key))[:1]}
+        held = await asyncio.gather(*(self._holds(source, key) for key, source in asked.items()))
+        return {key: source for (key, source), holds in zip(asked.items(), held, strict=True) if holds}
+
+    async def _holds(self, source: Source, key: ShardKey) -> bool:
+        if source.avoid_until > self._clock.monotonic():
+            return False
+        url, timeout = source.url + path_of(key), aiohttp.ClientTimeout(total=ASK)
+        try:
+            with translated(url):
+                async with self._sessions.of(source.url).head(
+                    url, allow_redirects=False, timeout=timeout, headers=self._if_held(key)
+                ) as answer:
+                    return answer.status == 200
+        except UpstreamError as error:
+            self.failed(source, error)  # or each fill would wait for a peer that is frozen
+            return False
+
+    async def read_held(self, source: Source, key: ShardKey, start: int, size: int, into: memoryview) -> None:
+        """Bytes from ``start`` on of a shard of ``size`` bytes that a peer holds. Raises NotFound, UpstreamError."""
+        url, stop = source.url + path_of(key), start + len(into)
+        asking = open_blob(
+            self._sessions.of(source.url),
+            url,
+            start=start,
+            stop=stop,
+            size=size,
+            max_size=MAX_SHARD,
+            headers=self._if_held(key),
+        )
+        async with asking as body:
+            async for chunk in body.chunks:
+                into[: len(chunk)] = chunk
+                into = into[len(chunk) :]
+                await self.take(source, len(chunk))
+
+    def _if_held(self, key: ShardKey) -> Mapping[str, str]:
+        return {HOP: self._node, "Cache-Control": ONLY_IF_CACHED, **self._own_token(key)}
+
     async def blob_size(self, key: ShardKey) -> int:
         """Bytes of a shard, by HEAD. Raises NotFound where no source has it, or UpstreamError."""
         failure: NearshardError = UpstreamError("no upstream is configured")
-        for source in self.ordered(key, from_above=True):
+        for source in self.ordered(key, Reach.AS_IS):
             url = source.url + path_of(key)
             try:
                 with translated(url):

@@ -468,6 +468,7 @@ class Client:
             self._clock,
             self._link,
             private=manifest.model if manifest.model in self._private else "",
+            wanted_for=f"{manifest.model}@{manifest.revision}",
             planned=urls,
             sources=sources,
             meter=Meter(assembly.left(), progress),

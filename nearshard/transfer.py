@@ -17,6 +17,7 @@ from nearshard.guide import Guide
 from nearshard.landing import Landing
 from nearshard.pace import WINDOW, Pace, Width
 from shared.clock import Clock
+from shared.deltas import WANTED_FOR
 from shared.digest import Digest
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError
 from shared.link import Link
@@ -77,15 +78,18 @@ class Transfer:
         link: Link | None = None,
         *,
         private: str = "",
+        wanted_for: str = "",
         planned: Mapping[Digest, Sequence[str]] | None = None,
         sources: Sources | None = None,
         meter: Meter | None = None,
     ) -> None:
-        """``private``: the model, where its shards are at paths of their own. ``planned``: URLs of shards that a plan
-        named; others are found by the view. ``link``: what all that is read counts on."""
+        """``private``: the model, where its shards are at paths of their own. ``wanted_for``: their revision, as
+        ``model@revision``: nodes may know a delta from it. ``planned``: URLs of shards that a plan named; others are
+        found by the view. ``link``: what all that is read counts on."""
         self._sessions, self._guide, self._clock = sessions, guide, clock
         self._link = link or Link(clock)
         self._private, self._planned = private, planned or {}
+        self._about = {WANTED_FOR: wanted_for} if wanted_for else {}
         self.sources: Sources = Counter() if sources is None else sources
         self.meter = meter or Meter(0, None)
         self._pace = Pace()
@@ -160,7 +164,7 @@ class Transfer:
     async def _take(self, url: str, landing: Landing) -> None:
         """The rest of a shard from one source. Raises NotFound, UpstreamError, Slow, DiskError."""
         base, reached = base_of(url), landing.reached
-        fields = self._guide.credentials(base) if self._private else {}
+        fields = {**self._about, **(self._guide.credentials(base) if self._private else {})}
         opened = open_blob(
             self._sessions.of(base), url, start=reached, size=landing.size, max_size=landing.size, headers=fields
         )

@@ -6,11 +6,16 @@ digest is right, and where it is not, the shard is fetched whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from shared.digest import Digest
 from shared.manifest import Delta, Manifest
 
+WANTED_FOR = "Nearshard-Revision"
+"""The field of a request for a shard: a revision that it is of, as ``model@revision``. A node that has not read that
+manifest may find a delta in it."""
+REBUILDING = "Nearshard-Rebuilding"
+"""The field of a node's answer with a shard that it makes from a delta: no byte comes before all are there."""
 MAX_CHAIN = 4
 """Deltas that are decoded one upon the other, at most: beyond, a shard is fetched whole."""
 
@@ -23,9 +28,7 @@ def ways(
     ``held``: whether all bytes of a shard are at hand, so that nothing has to be moved for it. What two ways have in
     common is counted for each: a little more than is moved, never less.
     """
-    deltas: dict[Digest, list[Delta]] = {}
-    for delta in manifest.deltas:
-        deltas.setdefault(delta.target, []).append(delta)
+    deltas = manifest.deltas_to
     known: dict[tuple[Digest, int], tuple[int, tuple[Delta, ...]]] = {}
 
     def cheapest(digest: Digest, depth: int) -> tuple[int, tuple[Delta, ...]]:
@@ -35,7 +38,7 @@ def ways(
             return known[digest, depth]
         best: tuple[int, tuple[Delta, ...]] = manifest.size_of(digest), ()
         for delta in deltas.get(digest, ()) if depth else ():
-            cost, steps = manifest.size_of(delta.parcel), dict[Delta, None]()
+            cost, steps = 0 if held(delta.parcel) else manifest.size_of(delta.parcel), dict[Delta, None]()
             for base in dict.fromkeys(part.digest for part in delta.base):
                 more, before = cheapest(base, depth - 1)
                 cost += more
@@ -46,3 +49,17 @@ def ways(
         return best
 
     return {digest: cheapest(digest, MAX_CHAIN)[1] for digest in wanted}
+
+
+def bytes_of(manifest: Manifest, steps: Sequence[Delta], held: Callable[[Digest], bool]) -> int:
+    """Bytes to move for a way of ``ways``: of its parcels, and of bases that are neither held nor made on the way."""
+    made = {delta.target for delta in steps}
+    moved = {delta.parcel for delta in steps} | {part.digest for delta in steps for part in delta.base} - made
+    return sum(manifest.size_of(digest) for digest in moved if not held(digest))
+
+
+def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:
+    """Bytes to fetch for the ``ways`` that were chosen: each parcel once, and shards whole where there is no way."""
+    parcels = {delta.parcel for steps in chosen.values() for delta in steps}
+    whole = {digest for digest, steps in chosen.items() if not steps}
+    return sum(manifest.size_of(digest) for digest in parcels | whole)

@@ -105,6 +105,7 @@ CODES: Mapping[str, Meaning] = {
     "bad_certificate": Meaning(502, EXIT_NETWORK, "A source's certificate, or the one shown to it, is not accepted."),
     "mirroring": Meaning(503, EXIT_NETWORK, "The model is being fetched from another hub; come back in a moment."),
     "upstream_timeout": Meaning(504, EXIT_NETWORK, "No source answered in time."),
+    "not_cached": Meaning(504, EXIT_NETWORK, "This node does not hold it, and was not to fetch it."),
     "no_nodes": Meaning(503, EXIT_NETWORK, "No node and no origin can serve this now."),
     "no_room": Meaning(503, EXIT_DISK, "The node has no room for this now."),
     "busy": Meaning(503, EXIT_NETWORK, "Too many connections; come back in a moment."),

@@ -138,6 +138,11 @@ class Link:
     def __repr__(self) -> str:
         return f"<Link {self.policy}>"
 
+    @property
+    def dear(self) -> bool:
+        """Whether each byte counts: the link is metered, or capped now."""
+        return self.policy.metered or bool(self._rate()) or any(self.policy.upstreams.values())
+
     async def take(self, size: int) -> None:
         """Wait until ``size`` bytes more, which were read from any connection, fit into the policy's rate now."""
         await self._throttle.take(size, self._rate)

@@ -128,9 +128,23 @@ class Manifest:
         """The same files and tasks, without a way to them: equal for revisions that differ in their deltas only."""
         return replace(self, parent=None, deltas=(), others={})
 
+    @cached_property
+    def deltas_to(self) -> Mapping[Digest, Sequence[Delta]]:
+        """The deltas by their target."""
+        found: dict[Digest, list[Delta]] = {}
+        for delta in self.deltas:
+            found.setdefault(delta.target, []).append(delta)
+        return found
+
     def size_of(self, digest: Digest) -> int:
         """Bytes of a shard, a parcel or a base. Raises KeyError."""
         return self.shards.get(digest) or self.others[digest]
+
+    @cached_property
+    def stored(self) -> Mapping[Digest, int]:
+        """What is stored where this manifest is: its shards and its parcels, with their sizes. What deltas are upon, or
+        make on the way, need not be there."""
+        return {**self.shards, **{delta.parcel: self.size_of(delta.parcel) for delta in self.deltas}}
 
     @property
     def commit(self) -> str:

@@ -40,6 +40,17 @@ class Metrics:
             "nearshard_upstream_bytes", "Body bytes received, by upstream.", ["upstream"], registry=self.registry
         )
         self.fills = Counter("nearshard_fills", "Fills ended, by result.", ["result"], registry=self.registry)
+        self.deltas = Counter(
+            "nearshard_deltas",
+            "Shards made from deltas or compressed parcels (made), or fetched whole since that failed, by result.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.delta_saved = Counter(
+            "nearshard_delta_saved_bytes",
+            "Bytes that did not come from above, since shards were made from deltas.",
+            registry=self.registry,
+        )
         self.upstream_errors = Counter(
             "nearshard_upstream_errors",
             "Sources that failed, by upstream and code.",

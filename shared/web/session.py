@@ -23,6 +23,7 @@ from yarl import URL
 
 from shared import codec
 from shared.clock import SystemClock
+from shared.deltas import REBUILDING
 from shared.errors import (
     CODES,
     BadId,
@@ -35,6 +36,7 @@ from shared.errors import (
 )
 from shared.ids import parse_name
 from shared.proxy import ProxyOf
+from shared.tasks import end
 from shared.token_file import TokenFile
 from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
@@ -48,6 +50,9 @@ one it has; a client's node may be the one that stands still, and the client has
 BUFFER = 1 << 16
 """Bytes that a body may be ahead of its reader, about: twice that, and one read of the event loop (256 KB), for each
 of dozens of streams. More is no faster, and keeps the loop from its other clients for longer at a time."""
+ALIVE = 2.5
+"""Seconds between two looks whether a node that makes a shard, and sends nothing meanwhile, is still there; and that it
+has to say so."""
 SLOW_FOR, SLOW_RATE = 10.0, 10_000
 """A body that brings fewer than SLOW_RATE bytes a second for SLOW_FOR seconds is left for another source; several from
 one source share that rate."""
@@ -284,7 +289,11 @@ async def open_blob(
                     raise UpstreamError(f"{url} sent another range than was asked for")
             if (size is not None and whole != size) or not 0 < whole <= max_size:
                 raise UpstreamError(f"{url} has {whole} bytes, not {size}")
-            chunks, fields_of = _exactly(answer, length, url, sharing), answer.headers
+            fields_of = answer.headers
+            late = REBUILDING in fields_of
+            chunks = _exactly(answer, length, url, sharing, late=late)
+            if late:
+                chunks = _once_made(session, answer, chunks)
             yield Body(whole, begin, chunks, fields_of.get("Cache-Status", ""), fields_of.get(EPOCH, ""))
 
 
@@ -313,9 +322,42 @@ async def _get(
     raise UpstreamError(f"{url} redirects again and again")
 
 
-async def _exactly(
-    answer: aiohttp.ClientResponse, length: int, url: str, sharing: Callable[[], int]
+async def _once_made(
+    session: aiohttp.ClientSession, answer: aiohttp.ClientResponse, chunks: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
+    """``chunks`` of a node that makes the shard before it sends any: while it is there, its silence is no fault. What
+    it takes is held to its times, so that it goes on, or gives up, by itself. Raises TimeoutError."""
+    idle = _set_idle(answer, None)
+    first = asyncio.ensure_future(anext(chunks, b""))
+    try:
+        while not (await asyncio.wait([first], timeout=ALIVE))[0]:
+            timeout = aiohttp.ClientTimeout(total=ALIVE)
+            async with session.get(answer.url.origin() / "healthz", allow_redirects=False, timeout=timeout):
+                pass  # it is there, whatever it says
+        chunk = first.result()
+    finally:
+        await end([first])
+    _set_idle(answer, idle)
+    if chunk:
+        yield chunk
+        async for chunk in chunks:
+            yield chunk
+
+
+def _set_idle(answer: aiohttp.ClientResponse, seconds: float | None) -> float | None:
+    """Change the seconds that may pass between two reads of a body, unless all of it is here; what they were."""
+    protocol = answer.connection.protocol if answer.connection else None
+    if protocol is None:
+        return None
+    before, protocol.read_timeout = protocol.read_timeout, seconds
+    protocol.start_timeout()
+    return before
+
+
+async def _exactly(
+    answer: aiohttp.ClientResponse, length: int, url: str, sharing: Callable[[], int], *, late: bool = False
+) -> AsyncIterator[bytes]:
+    """``late``: the first chunk may take any time."""
     left = length
     now = asyncio.get_running_loop().time
     waited, had = 0.0, 0  # of the sender alone: a reader that takes its time says nothing about it
@@ -324,6 +366,8 @@ async def _exactly(
         chunk = await answer.content.readany()
         if not chunk:
             break
+        if late and left == length:
+            asked = now()
         left -= len(chunk)
         waited, had = waited + now() - asked, had + len(chunk)
         if waited >= SLOW_FOR:

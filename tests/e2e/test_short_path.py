@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from shared.deltas import WANTED_FOR
 from shared.web.plain import parse_fields, parse_line
 from tests.harness import Lab, Service, get_json, make_model, wait_until
 
@@ -133,7 +134,7 @@ def test_the_short_path_is_taken(warm: Warm, wire: Wire) -> None:
     for _ in range(10):
         wire.send(request(warm.paths["small shard"]))
         wire.answer()
-        wire.send(request(warm.paths["large shard"]))
+        wire.send(request(warm.paths["large shard"], f"{WANTED_FOR}: acme/tiny@main"))
         wire.answer()
     assert seen() == before
 

@@ -3,81 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from edge_node.cache import Cache
-from edge_node.fill import HELP_LEAST, Fills
-from edge_node.shard_key import ShardKey, digest_in, path_of, shard_key
+from edge_node.fill import HELP_LEAST
+from edge_node.reach import Reach
+from edge_node.shard_key import digest_in, path_of, shard_key
 from edge_node.slots import AT_FIRST
-from edge_node.store import DiskTier, MemoryTier
-from edge_node.upstream import PART, PART_LEAST, Upstreams
-from shared import log
-from shared.clock import SystemClock
+from edge_node.upstream import PART, PART_LEAST
 from shared.errors import IntegrityError, NotFound, UpstreamError
-from shared.metrics import Metrics
 from shared.outcome import Outcome
 from shared.web.send import FileRegion
-from shared.web.session import Sessions
 from tests import scripted
+from tests.node import Node, node_over, pread
 from tests.scripted import Act, Asked, Script, source
 
 DATA = random.Random(1).randbytes(1_000_000)
-
-
-class QuickClock(SystemClock):
-    """No waiting between rounds."""
-
-    async def sleep(self, seconds: float) -> None:
-        """Let others run."""
-        await asyncio.sleep(0)
-
-
-@dataclass
-class Node:
-    """The caching parts of an edge, without its HTTP side."""
-
-    cache: Cache
-    upstreams: Upstreams
-    folder: Path
-
-    async def read(
-        self, key: ShardKey, offset: int = 0, length: int | None = None, *, size: int | None = None
-    ) -> bytes:
-        """Read a shard as a request would; ``size`` where a manifest said it."""
-        reader = self.cache.open(key, size)
-        try:
-            length = (await reader.size()) - offset if length is None else length
-            parts = []
-            async for piece in reader.read(offset, length):
-                if isinstance(piece, FileRegion):
-                    parts.append(_pread(piece))
-                else:
-                    parts.append(bytes(piece))
-            return b"".join(parts)
-        finally:
-            reader.close()
-
-    def files(self) -> list[str]:
-        """Every file under the disk tier."""
-        return sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
-
-    async def settled(self) -> None:
-        """Until no fill is under way."""
-        while len(self.cache.fills):
-            await asyncio.sleep(0)
-
-
-def _pread(region: FileRegion) -> bytes:
-    import os
-
-    return os.pread(region.file.fileno(), region.length, region.offset)
 
 
 Edge = Callable[..., AbstractAsyncContextManager[Node]]
@@ -86,23 +33,7 @@ Edge = Callable[..., AbstractAsyncContextManager[Node]]
 @pytest.fixture
 def edge(tmp_path: Path) -> Edge:
     """Makes a node over the given sources."""
-
-    @asynccontextmanager
-    async def make(*sources: Script, memory: int = 8 << 20, disk: int = 64 << 20) -> AsyncIterator[Node]:
-        sessions, clock, metrics, logger = Sessions(), QuickClock(), Metrics(), log.get("test")
-        memory_tier = MemoryTier(memory, metrics)
-        disk_tier = DiskTier(tmp_path, disk, clock, metrics, logger)
-        disk_tier.recover()
-        upstreams = Upstreams(sessions, [script.url for script in sources], clock, metrics)
-        fills = Fills(memory_tier, disk_tier, upstreams, clock, random.Random(0), metrics, logger)
-        node = Node(Cache(memory_tier, disk_tier, fills), upstreams, tmp_path)
-        try:
-            yield node
-        finally:
-            await node.cache.close()
-            await sessions.close()
-
-    return make
+    return functools.partial(node_over, tmp_path)
 
 
 async def test_two_hundred_readers_of_a_cold_shard_cause_one_fetch(edge: Edge) -> None:
@@ -124,10 +55,10 @@ async def test_a_reader_follows_the_fill_from_its_first_byte(edge: Edge) -> None
         assert reader.outcome is Outcome.FILL_ORIGIN
         pieces = reader.read(0, len(DATA))
         first = await anext(pieces)
-        assert isinstance(first, FileRegion) and _pread(first) == DATA[: first.length]
+        assert isinstance(first, FileRegion) and pread(first) == DATA[: first.length]
         assert not script.release.is_set()
         script.release.set()
-        rest = [_pread(piece) async for piece in pieces if isinstance(piece, FileRegion)]
+        rest = [pread(piece) async for piece in pieces if isinstance(piece, FileRegion)]
         assert b"".join(rest) == DATA[first.length :]
         reader.close()
 
@@ -152,7 +83,7 @@ async def test_no_reader_gets_its_last_byte_before_the_digest_is_right(edge: Edg
         assert not last.done()
         script.release.set()
         piece = await last
-        assert isinstance(piece, FileRegion) and _pread(piece) == DATA[1099:1100]
+        assert isinstance(piece, FileRegion) and pread(piece) == DATA[1099:1100]
         await pieces.aclose()  # type: ignore[attr-defined]
         reader.close()
 
@@ -310,7 +241,7 @@ async def test_what_a_neighbour_owns_passes_through_the_disk_where_memory_is_ful
         readers = [node.cache.open(key, 100_000) for key in passing]
         for reader, key in zip(readers, passing, strict=True):
             pieces = [p async for p in reader.read(0, 100_000)]
-            data = b"".join(_pread(piece) if isinstance(piece, FileRegion) else piece for piece in pieces)
+            data = b"".join(pread(piece) if isinstance(piece, FileRegion) else piece for piece in pieces)
             assert data == script.blobs[f"/blobs/{key}"]
         await node.settled()
         assert memory.used == 200_000
@@ -443,13 +374,13 @@ async def test_a_slow_stream_is_helped_by_others(edge: Edge) -> None:
         reader = node.cache.open(key, len(LARGE))
         pieces = reader.read(0, len(LARGE))
         await anext(pieces)
-        fill = node.cache.fills.get(key, from_above=False)
+        fill = node.cache.fills.get(key, Reach.ANYWHERE)
         assert fill is not None
         while fill.missing is None or fill.missing > 2 * HELP_LEAST:
             await asyncio.sleep(0.01)  # real time: streams are judged by it
         assert not script.release.is_set()
         script.release.set()
-        rest = [_pread(piece) async for piece in pieces if isinstance(piece, FileRegion)]
+        rest = [pread(piece) async for piece in pieces if isinstance(piece, FileRegion)]
         assert LARGE.endswith(b"".join(rest))
         reader.close()
         await node.settled()

@@ -26,6 +26,8 @@ PURE = [
     "edge_node.gaps",
     "origin.hashing",
     "edge_node.ledger",
+    "edge_node.reach",
+    "edge_node.recipes",
     "router.location",
     "router.admission",
     "router.exchange",
