@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -53,7 +53,7 @@ MANIFEST = Manifest(
     (Tensor("w", "F32", (2, 5), "weights/model.safetensors", (Slice(A, 60, 40),)),),
 )
 OLD, PARCEL = digest_of(b"old"), digest_of(b"parcel")
-DELTAS = replace(
+DELTAS = dataclasses.replace(
     MANIFEST,
     parent=digest_of(b"parent"),
     deltas=(Delta(A, PARCEL, (Slice(OLD, 5, 60), Slice(B, 0, 40))), Delta(OLD, PARCEL)),
