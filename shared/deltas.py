@@ -6,6 +6,7 @@ digest is right, and where it is not, the shard is fetched whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from shared.digest import Digest
@@ -26,19 +27,20 @@ def ways(
     """For each shard of ``wanted``, the deltas to decode, in order, so that it is made last; none: fetch it whole.
 
     ``held``: whether all bytes of a shard are at hand, so that nothing has to be moved for it. What two ways have in
-    common is counted for each: a little more than is moved, never less.
+    common is counted for each: a little more than is moved, never less. What a delta is upon is held or made on the
+    way, never fetched whole: nobody need have it any more.
     """
     deltas = manifest.deltas_to
-    known: dict[tuple[Digest, int], tuple[int, tuple[Delta, ...]]] = {}
+    known: dict[tuple[Digest, int], tuple[float, tuple[Delta, ...]]] = {}
 
-    def cheapest(digest: Digest, depth: int) -> tuple[int, tuple[Delta, ...]]:
+    def cheapest(digest: Digest, depth: int) -> tuple[float, tuple[Delta, ...]]:
         if held(digest):
             return 0, ()
         if (digest, depth) in known:
             return known[digest, depth]
-        best: tuple[int, tuple[Delta, ...]] = manifest.size_of(digest), ()
+        best: tuple[float, tuple[Delta, ...]] = (manifest.size_of(digest) if depth == MAX_CHAIN else math.inf), ()
         for delta in deltas.get(digest, ()) if depth else ():
-            cost, steps = 0 if held(delta.parcel) else manifest.size_of(delta.parcel), dict[Delta, None]()
+            cost, steps = float(0 if held(delta.parcel) else manifest.size_of(delta.parcel)), dict[Delta, None]()
             for base in dict.fromkeys(part.digest for part in delta.base):
                 more, before = cheapest(base, depth - 1)
                 cost += more
@@ -52,10 +54,8 @@ def ways(
 
 
 def bytes_of(manifest: Manifest, steps: Sequence[Delta], held: Callable[[Digest], bool]) -> int:
-    """Bytes to move for a way of ``ways``: of its parcels, and of bases that are neither held nor made on the way."""
-    made = {delta.target for delta in steps}
-    moved = {delta.parcel for delta in steps} | {part.digest for delta in steps for part in delta.base} - made
-    return sum(manifest.size_of(digest) for digest in moved if not held(digest))
+    """Bytes to move for one of ``ways``: its parcels, but for those that are held too."""
+    return sum(manifest.size_of(digest) for digest in {delta.parcel for delta in steps} if not held(digest))
 
 
 def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:
