@@ -42,6 +42,8 @@ LEARN = 2.0
 LEAST_GAIN = 0.1
 """The share of a shard that its compressed form must save on a link that is neither capped nor metered: readers of it
 wait for its end, where they follow the shard itself from the first byte."""
+LEAST_SAVED = 4 << 10
+"""Bytes that it must save there: what a request more, and its answer's head, take a few times."""
 
 
 Read = Callable[[TaskId, str], Awaitable[None]]
@@ -175,7 +177,7 @@ class Rebuilder:
     def _worth_it(self, recipe: Recipe) -> bool:
         gain = recipe.size - recipe.cost
         if recipe.compressed and not self._upstreams.link.dear:
-            return gain >= LEAST_GAIN * recipe.size
+            return gain >= max(LEAST_SAVED, LEAST_GAIN * recipe.size)
         return gain > 0
 
     # Its parts

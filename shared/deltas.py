@@ -54,10 +54,8 @@ def ways(
 
 
 def bytes_of(manifest: Manifest, steps: Sequence[Delta], held: Callable[[Digest], bool]) -> int:
-    """Bytes to move for a way of ``ways``: of its parcels, and of bases that are neither held nor made on the way."""
-    made = {delta.target for delta in steps}
-    moved = {delta.parcel for delta in steps} | {part.digest for delta in steps for part in delta.base} - made
-    return sum(manifest.size_of(digest) for digest in moved if not held(digest))
+    """Bytes to move for one of ``ways``: its parcels, but for those that are held too."""
+    return sum(manifest.size_of(digest) for digest in {delta.parcel for delta in steps} if not held(digest))
 
 
 def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:
