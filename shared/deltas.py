@@ -1,4 +1,4 @@
-"""Which deltas to use: the way to each shard that moves the fewest bytes, from what is held. Pure.
+"""Which deltas to use, and how: the way to each shard that moves the fewest bytes, from what is held. Pure.
 
 Clients and edges ask it with what they hold; the answer is advice like a plan: what is made of a delta counts when its
 digest is right, and where it is not, the shard is fetched whole.
@@ -6,9 +6,12 @@ digest is right, and where it is not, the shard is fetched whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from shared.digest import Digest
+from shared import parcel
+from shared.digest import Digest, digest_of
+from shared.errors import IntegrityError
+from shared.layout import Slice
 from shared.manifest import Delta, Manifest
 
 MAX_CHAIN = 4
@@ -46,3 +49,42 @@ def ways(
         return best
 
     return {digest: cheapest(digest, MAX_CHAIN)[1] for digest in wanted}
+
+
+def needs(manifest: Manifest, way: Iterable[Delta], held: Callable[[Digest], bool]) -> dict[Digest, int]:
+    """What has to be moved so that these deltas can be decoded in order, with sizes: their parcels, and those of the
+    shards they are upon that are neither held nor made on the way."""
+    moved, made = dict[Digest, int](), set[Digest]()
+    for delta in way:
+        upon = [part.digest for part in delta.base if part.digest not in made and not held(part.digest)]
+        moved |= {digest: manifest.size_of(digest) for digest in (delta.parcel, *upon)}
+        made.add(delta.target)
+    return moved
+
+
+Read = Callable[[Slice, memoryview], None]
+"""Fills the memory with a slice of a shard that is held. It may raise."""
+
+
+def rebuild(manifest: Manifest, way: Iterable[Delta], moved: Mapping[Digest, memoryview], read: Read) -> memoryview:
+    """The shard that these deltas, decoded in order, make last: its digest is right. Takes processor time.
+
+    ``moved``: what ``needs`` names. Raises DecodeError, IntegrityError, and what ``read`` does.
+    """
+    at_hand, target = dict(moved), None
+    for delta in way:
+        base = memoryview(bytearray(sum(part.length for part in delta.base)))
+        position = 0
+        for part in delta.base:
+            into = base[position : position + part.length]
+            position += part.length
+            if (shard := at_hand.get(part.digest)) is not None:
+                into[:] = shard[part.offset : part.offset + part.length]
+            else:
+                read(part, into)
+        target = delta.target
+        made = parcel.decode(at_hand[delta.parcel], base.toreadonly(), manifest.size_of(target))
+        at_hand[target] = memoryview(made)
+    if target is None or digest_of(at_hand[target]) != target:
+        raise IntegrityError(f"what deltas make is not {target}")  # a wrong parcel, or a base that is damaged
+    return at_hand[target]
