@@ -17,7 +17,7 @@ from pathlib import Path
 from nearshard.assembly import Assembly, Place, Places, homes, read_shard, same
 from nearshard.placing import on_disk
 from shared.digest import Digest
-from shared.errors import LocalError
+from shared.errors import DiskError, LocalError
 from shared.layout import Layout
 from shared.manifest import Manifest
 
@@ -55,7 +55,9 @@ def earlier(targets: Mapping[Path, Layout], before: Manifest) -> Places:
     places = [(d, Place(target, at)) for target, item in pairs for d, at in homes(item, before.shards).items()]
 
     def right(place: tuple[Digest, Place]) -> bool:
-        return read_shard(place[1], place[0], before.shards[place[0]]) is not None
+        with suppress(OSError, DiskError):  # what cannot be read is not had
+            return read_shard(place[1], place[0], before.shards[place[0]]) is not None
+        return False
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for (digest, place), is_right in zip(places, pool.map(right, places), strict=True):
