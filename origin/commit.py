@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from origin.storage import Storage
 from origin.trust_store import ATTEMPTS, TrustStore
 from shared.digest import Digest
 from shared.errors import Conflict, NotFound, RequestError
+from shared.ids import as_revision, is_revision
 from shared.keys import NodeKey
 from shared.manifest import Manifest
 from shared.trust_names import org_of, private_role, public_role
@@ -47,6 +49,14 @@ def meaning(state: State, model: str, ref: str, *, private: bool) -> Ref | None:
     except NotFound:
         return None
     return found if found.private == private else None
+
+
+def revision_meant(state: State, model: str, ref: str, *, private: bool) -> Digest | None:
+    """The revision that a ref means, or that is named itself, to those whom the publish is for."""
+    if is_revision(ref):
+        return as_revision(ref)
+    found = meaning(state, model, ref, private=private)
+    return found.revision if found else None
 
 
 def check_visibility(state: State, model: str, *, private: bool) -> None:
@@ -173,6 +183,17 @@ class LocalSink:
     async def ensure_blob(self, digest: Digest, data: memoryview) -> bool:
         """Store a shard unless it is there."""
         return await self._storage.ensure_blob(digest, data, self._space)
+
+    async def manifest(self, model: str, ref: str, *, private: bool) -> Manifest | None:
+        """The manifest that a ref or revision means; None where there is none."""
+        revision = revision_meant(await self._trust.state(), model, ref, private=private)
+        with suppress(NotFound):
+            return await self._storage.manifest(model, revision) if revision else None
+        return None
+
+    async def read_blob(self, digest: Digest) -> bytes:
+        """A shard from the store, checked. Raises NotFound, IntegrityError."""
+        return await self._storage.read_blob(digest, self._space)
 
     async def put_manifest(self, manifest: Manifest) -> bool:
         """Store a manifest, after all of its shards."""

@@ -131,10 +131,10 @@ async def _choose(
 
 
 async def _shards(storage: Storage, model: str, revisions: Iterable[Digest]) -> set[bytes]:
-    """The shards that revisions of a model need."""
+    """The shards that revisions of a model need, parcels of their deltas among them; not what those are upon."""
     found: set[bytes] = set()
     for revision in revisions:
-        found.update(raw_of(digest) for digest in (await storage.manifest(model, revision)).shards)
+        found.update(raw_of(digest) for digest in (await storage.manifest(model, revision)).stored)
     return found
 
 

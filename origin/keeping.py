@@ -44,10 +44,10 @@ async def claim(storage: Storage, manifest: Manifest, model: str = "", sleep: Sl
     be stored, and claimed again. ``model``: as of ``Storage.ensure_blob``.
     """
     path = f"{NOTES}/{secrets.token_hex(8)}"
-    wanted = [raw_of(manifest.revision), *(raw_of(digest) for digest in manifest.shards)]
+    wanted = [raw_of(manifest.revision), *(raw_of(digest) for digest in manifest.stored)]
     await storage.create(path, b"".join(wanted))
     await _await_sweeps(storage, (await storage.objects.head(path)).modified, sleep)
-    return await storage.lacks(manifest.shards, model)
+    return await storage.lacks(manifest.stored, model)
 
 
 async def _await_sweeps(storage: Storage, noted: datetime, sleep: Sleep) -> None:

@@ -4,7 +4,9 @@
 2. Decide the cuts and make the tasks' headers (pure, ``origin.cutting``).
 3. Read every file once; each shard is hashed, and stored where it is not there yet. The hashes of files, of tasks
    and of their pieces run along, each in threads of its own, so nothing is read twice.
-4. Make all that durable, claim it (``origin.keeping``), then store the manifest, then sign what the ref means now. A
+4. Make and store the parcels of shards that are new (``origin.deltas``); these are read a second time. Where the ref
+   means the same files and tasks already, its revision stays, whatever it has deltas from.
+5. Make all that durable, claim it (``origin.keeping``), then store the manifest, then sign what the ref means now. A
    publish that is killed before it signed shows nothing; one that is repeated finds everything there and changes
    nothing.
 
@@ -23,6 +25,7 @@ from typing import Any, Protocol
 from pyfastcdc import FastCDC
 
 from origin.cutting import LIMIT, TARGET, Cut, Members, cut_tensors, piece_length, public_names, task_tensors
+from origin.deltas import DEFAULT, Made, Making, add_deltas
 from origin.hashing import BodyHash, Update
 from origin.model_dir import (
     SMALL_FILE,
@@ -33,9 +36,10 @@ from origin.model_dir import (
     read_sources,
 )
 from origin.signing import Ref, Source
+from shared.deltas import bytes_moved, ways
 from shared.digest import Digest, digest_of
 from shared.errors import DiskError, IntegrityError, PublishError, TasksError, first_error
-from shared.ids import DEFAULT_TASK
+from shared.ids import DEFAULT_REF, DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
 from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
 from shared.tensorfile import TensorHeader, make_header
@@ -66,9 +70,17 @@ class Sink(Protocol):
         """Store a shard that the caller has hashed, unless it is there. Gives whether it was stored."""
         ...
 
+    async def manifest(self, model: str, ref: str, *, private: bool) -> Manifest | None:
+        """The manifest that a ref or revision means to whom this is for; None where there is none that may be read."""
+        ...
+
+    async def read_blob(self, digest: Digest) -> bytes:
+        """A shard that is stored, checked. Raises NotFound, IntegrityError."""
+        ...
+
     async def put_manifest(self, manifest: Manifest) -> bool:
-        """Store a manifest, after all of its shards; all is durable on return. False, and nothing is stored, where
-        shards that were there are gone: gc swept them before they were claimed (``origin.keeping``)."""
+        """Store a manifest, after all of its shards and parcels; all is durable on return. False, and nothing is
+        stored, where some that were there are gone: gc swept them before they were claimed (``origin.keeping``)."""
         ...
 
     async def move_ref(
@@ -102,6 +114,20 @@ class Published:
     """Bytes of the model's files."""
     stored_bytes: int
     tasks: tuple[str, ...]
+    parcels: int = 0
+    """Parcels that were made of new shards."""
+    parcel_bytes: int = 0
+    """Bytes of those that were not in the store before."""
+    first_bytes: int = 0
+    """Bytes that who holds nothing fetches, of all shards."""
+    parent: Digest | None = None
+    """The revision that it was published over."""
+    new_bytes: int = 0
+    """Bytes of the shards that the parent does not have."""
+    moved_bytes: int = 0
+    """Bytes that who holds the parent fetches in their place."""
+    unread: int = 0
+    """Shards without a delta because the parent's could not be read."""
 
 
 @dataclass
@@ -137,12 +163,16 @@ async def publish(
     pieces: bool = True,
     source: Source | None = None,
     expected: Mapping[str, str] | None = None,
+    base: str = "",
+    making: Making = DEFAULT,
     progress: Progress = lambda done, total: None,
 ) -> Published:
     """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard; ``source``:
     where it was taken from, ``expected``: the SHA-256 (64 hex digits) that files by their paths must have, if any.
 
-    ``pieces``: whether pieces are hashed for other people's downloaders; where not, one piece holds all of any file.
+    ``base``: the ref or revision that deltas are from; what the ref means now by default, else what ``main`` means.
+    ``making``: which parcels are made. ``pieces``: whether pieces are hashed for other people's downloaders; where not,
+    one piece holds all of any file.
 
     Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
     RequestError (``not_publisher``; ``ref_conflict`` where somebody else moved the ref meanwhile), ConfigError,
@@ -151,12 +181,30 @@ async def publish(
     """
     before = await sink.begin(model, ref, private=private)
     specs, sources = await asyncio.to_thread(read_sources, directory, tasks_file)
-    for _ in range(ATTEMPTS):
+    current = await sink.manifest(model, before.revision, private=private) if before else None
+    parent = current
+    if base or not before:
+        parent = await sink.manifest(model, base or DEFAULT_REF, private=private)
+        if base and parent is None:
+            raise PublishError(
+                f"{model} has no ref or revision {base!r} to make deltas from, or none that you may read"
+            )
+    for attempt in range(ATTEMPTS):
         writer = _Writer(sink, sum(source.size for source in sources), progress)
         manifest = await _store(writer, model, specs, sources, target, limit, pieces=pieces)
         for path, digest in (expected or {}).items():
             if manifest.files[path].sha256 != digest:
                 raise IntegrityError(f"{path}: not the bytes whose SHA-256 the hub named")
+        same = next((known for known in (current, parent) if known and known.content == manifest), None)
+        made = Made()
+        if same and (same is current or not attempt):
+            manifest = same
+        else:
+            writer.make_room()
+            # what the parent's deltas need was stored by another publish: this one cannot store it again
+            manifest, made = await add_deltas(
+                sink, manifest, sources, writer.heads, parent, making, inherit=not attempt, progress=writer.encoded
+            )
         changed = before is None or (before.revision, before.source) != (manifest.revision, source)
         if not changed or await sink.put_manifest(manifest):
             break
@@ -174,7 +222,19 @@ async def publish(
         size=writer.total,
         stored_bytes=writer.stored_bytes,
         tasks=tuple(manifest.tasks),
+        parcels=made.parcels,
+        parcel_bytes=made.stored_bytes,
+        first_bytes=bytes_moved(manifest, ways(manifest, manifest.shards, lambda _: False)),
+        unread=made.unread,
+        **(_since(manifest, parent) if parent else {}),
     )
+
+
+def _since(manifest: Manifest, parent: Manifest) -> dict[str, Any]:
+    """What it costs to come from the parent, for ``Published``."""
+    new = {digest: size for digest, size in manifest.shards.items() if digest not in parent.shards}
+    moved = bytes_moved(manifest, ways(manifest, new, parent.shards.__contains__))
+    return {"parent": parent.revision, "new_bytes": sum(new.values()), "moved_bytes": moved}
 
 
 async def _store(
@@ -205,6 +265,7 @@ async def _store(
                     part = task.header[start : start + limit]
                     stored = await writer.store(group, _held(part), [hashes[task.name]])
                     task.head.append(Slice(await stored, 0, len(part)))
+                    writer.heads[await stored] = part
             for source in sources:
                 cuts: AsyncIterator[_Shard]
                 if source.tensors:
@@ -414,12 +475,23 @@ class _Writer:
 
     def __init__(self, sink: Sink, total: int, progress: Progress) -> None:
         self.sizes: dict[Digest, int] = {}
+        self.heads: dict[Digest, bytes] = {}
+        """Shards that are in no file: headers of tasks."""
         self.stored = 0
         self.stored_bytes = 0
         self.total = total
         self._sink = sink
         self._room = _Room(IN_FLIGHT)
         self._done, self._progress = 0, progress
+
+    def make_room(self) -> None:
+        """All is stored: leave the memory to what comes next."""
+        self._room = _Room(0)
+
+    def encoded(self, size: int, left: int) -> None:
+        """Bytes of shards were encoded, and so many are left."""
+        self._done += size
+        self._progress(self._done, self._done + left)
 
     async def store(self, group: asyncio.TaskGroup, shard: _Shard, bodies: Iterable[_Lanes]) -> asyncio.Task[Digest]:
         """Have a shard taken in by ``bodies``, hashed and stored by a task of ``group``, which gives its digest.

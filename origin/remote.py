@@ -11,24 +11,26 @@ from typing import Any, TypeVar
 import aiohttp
 
 from origin import signing
-from origin.commit import meaning, move_ref, publisher_keys, role_of
+from origin.commit import meaning, move_ref, publisher_keys, revision_meant, role_of
 from origin.keyring import Keyring
 from origin.seen import Seen
 from origin.signing import Ref, Source, State, roles_of_org
 from origin.trust_reader import TrustReader
 from shared import codec
-from shared.digest import Digest
+from shared.digest import Digest, digest_of
 from shared.enrolment import SIGNATURE_FIELD
 from shared.errors import (
     CODES,
     Conflict,
     DecodeError,
+    IntegrityError,
     MetadataInvalid,
     NotFound,
     RequestError,
     UpstreamError,
 )
-from shared.manifest import Manifest
+from shared.manifest import MAX_MANIFEST, MAX_SHARD, Manifest, decode
+from shared.paths import blob_path, manifest_path
 from shared.publishing import (
     BATCH,
     LEAST_RATE,
@@ -98,6 +100,25 @@ class RemoteSink(TrustReader):
         async with self._room:
             await self._request("PUT", f"blobs/{digest}", data)
         return True
+
+    async def manifest(self, model: str, ref: str, *, private: bool) -> Manifest | None:
+        """The manifest that a ref or revision means; None where there is none, or the token lets nobody read it."""
+        revision = revision_meant(await self.state(role_of(model, private=private)), model, ref, private=private)
+        if revision is None:
+            return None
+        try:
+            data = await self._read(manifest_path(model, revision), MAX_MANIFEST)
+        except RequestError:
+            return None
+        found = await asyncio.to_thread(decode, data)
+        return found if found.revision == revision and found.model == model else None
+
+    async def read_blob(self, digest: Digest) -> bytes:
+        """A shard from the origin, checked. Raises NotFound, IntegrityError."""
+        data = await self._read(blob_path(digest, self._model if self._private else ""), MAX_SHARD)
+        if await asyncio.to_thread(digest_of, data) != digest:
+            raise IntegrityError(f"{self._origin} sent other bytes for {digest}")
+        return data
 
     async def put_manifest(self, manifest: Manifest) -> bool:
         """Upload a manifest."""
@@ -207,20 +228,33 @@ class RemoteSink(TrustReader):
 
     async def _request(self, method: str, path: str, body: bytes | memoryview | None = None) -> bytes:
         """A request within the session, which is begun again where it ended; tried again where the link failed."""
-        pause, left = PAUSE, TRIES
-        while True:
-            left -= 1
+        for _ in range(TRIES):
             try:
-                return await self._send(method, path, body, {"Authorization": f"{SCHEME} {self._token}"})
+                return await self._persist(
+                    lambda: self._send(method, path, body, {"Authorization": f"{SCHEME} {self._token}"})
+                )
             except RequestError as error:
-                if error.error_code != "no_session" or not left:
+                if error.error_code != "no_session":
                     raise
                 await self._open()
+        raise RequestError(f"{self._origin} ends each session at once", code="no_session")
+
+    async def _read(self, path: str, limit: int) -> bytes:
+        """What anybody may read who has the token, ``limit`` bytes of it at most. Raises NotFound."""
+        return await self._persist(lambda: self._exchange("GET", self._origin + path, None, self._begins, limit))
+
+    async def _persist(self, request: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Make a request, again where the link failed."""
+        pause = PAUSE
+        for _ in range(TRIES - 1):
+            try:
+                return await request()
             except UpstreamError as error:
-                if error.error_code not in _AGAIN or not left:
+                if error.error_code not in _AGAIN:
                     raise
-                await self._sleep(pause)
-                pause *= 2
+            await self._sleep(pause)
+            pause *= 2
+        return await request()
 
     async def _send(
         self,
@@ -229,10 +263,14 @@ class RemoteSink(TrustReader):
         body: bytes | memoryview | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        url = self._origin + path_of(self._model, path)
-        seconds = UPLOAD_GRACE + len(body or b"") / LEAST_RATE
-        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT)
         fields = {"Content-Type": "application/octet-stream", **(headers or {})}
+        return await self._exchange(method, self._origin + path_of(self._model, path), body, fields, LIMIT)
+
+    async def _exchange(
+        self, method: str, url: str, body: bytes | memoryview | None, fields: Mapping[str, str], limit: int
+    ) -> bytes:
+        seconds = UPLOAD_GRACE + (len(body) if body else limit) / LEAST_RATE
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT)
         with translated(url):
             async with self._http.request(
                 method, url, data=body, headers=fields, timeout=timeout, allow_redirects=False
@@ -240,8 +278,8 @@ class RemoteSink(TrustReader):
                 data = bytearray()
                 async for chunk in answer.content.iter_any():
                     data += chunk
-                    if len(data) > LIMIT:
-                        raise UpstreamError(f"{url} answered more than {LIMIT} bytes")
+                    if len(data) > limit:
+                        raise UpstreamError(f"{url} answered more than {limit} bytes")
                 if answer.status >= 300:
                     raise _refused(url, answer.status, bytes(data))
                 return bytes(data)

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 from origin.objects import TMP, Buffer, Entry, Objects, Version, open_objects, shown
-from shared.digest import Digest, hex_of, parse_digest
+from shared.digest import Digest, digest_of, hex_of, parse_digest
 from shared.errors import BadId, IntegrityError, NotFound
 from shared.ids import parse_model
 from shared.manifest import Manifest, decode
@@ -89,6 +89,14 @@ class Storage:
             await asyncio.to_thread(found.update, part)
         if found.hexdigest() != hex_of(digest):
             raise IntegrityError(f"the store has other bytes under {digest}")
+
+    async def read_blob(self, digest: Digest, model: str = "") -> bytes:
+        """All of a shard, checked. Raises IntegrityError where its bytes are not what it is named by; NotFound."""
+        size = await self.blob_size(digest, model)
+        data = b"".join([bytes(part) async for part in self.stream_blob(digest, 0, size, model)])
+        if await asyncio.to_thread(digest_of, data) != digest:
+            raise IntegrityError(f"the store has other bytes under {digest}")
+        return data
 
     async def has_blob(self, digest: Digest, size: int, model: str = "") -> bool:
         """Whether a shard of ``size`` bytes is there; if so, it is durable after the next ``sync``."""

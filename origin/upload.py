@@ -269,7 +269,7 @@ class Uploads:
                 raise RequestError("the manifest is missing", code="incomplete") from None
             if len(manifest.encoded) != meaning.size:
                 raise MetadataInvalid("the manifest has another size")
-            if await self._storage.lacks(manifest.shards, session.space):
+            if await self._storage.lacks(manifest.stored, session.space):
                 raise RequestError("a shard of the manifest is missing", code="incomplete")
             changed[ref] = meaning.revision
         return changed

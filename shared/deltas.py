@@ -88,3 +88,10 @@ def rebuild(manifest: Manifest, way: Iterable[Delta], moved: Mapping[Digest, mem
     if target is None or digest_of(at_hand[target]) != target:
         raise IntegrityError(f"what deltas make is not {target}")  # a wrong parcel, or a base that is damaged
     return at_hand[target]
+
+
+def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:
+    """Bytes to fetch for the ``ways`` that were chosen: each parcel once, and shards whole where there is no way."""
+    parcels = {delta.parcel for steps in chosen.values() for delta in steps}
+    whole = {digest for digest, steps in chosen.items() if not steps}
+    return sum(manifest.size_of(digest) for digest in parcels | whole)

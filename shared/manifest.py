@@ -132,6 +132,12 @@ class Manifest:
         """Bytes of a shard, a parcel or a base. Raises KeyError."""
         return self.shards.get(digest) or self.others[digest]
 
+    @cached_property
+    def stored(self) -> Mapping[Digest, int]:
+        """What is stored where this manifest is: its shards and its parcels, with their sizes. What deltas are upon, or
+        make on the way, need not be there."""
+        return {**self.shards, **{delta.parcel: self.size_of(delta.parcel) for delta in self.deltas}}
+
     @property
     def commit(self) -> str:
         """What other people's clients call the revision."""
