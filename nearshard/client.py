@@ -201,7 +201,8 @@ class Client:
         manifest = await self.manifest(asked.model, asked.ref)
         if not await self._is_guided(manifest):
             with suppress(NotFound, UpstreamError):  # it would only name more sources
-                urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
+                have = await asyncio.to_thread(self._held, asked.model) if self._repository or output is None else ()
+                urls = (await self.plan(replace(asked, ref=manifest.revision), have)).urls
         links, targets = self.repository.task(manifest, asked.task), None
         if output is not None:
             target, task = Path(output), manifest.task(asked.task)
@@ -283,8 +284,9 @@ class Client:
         await self._keep(manifest, revision, links, {}, tally, progress, check=True)
         return _got(manifest, links, tally, started)
 
-    async def plan(self, task_id: TaskId) -> plan.Plan:
-        """The plan of a task. Raises NotFound or UpstreamError."""
+    async def plan(self, task_id: TaskId, have: Sequence[Digest] = ()) -> plan.Plan:
+        """The plan of a task, for who has these revisions of the model (plan.MAX_HAVE at most). Raises NotFound or
+        UpstreamError."""
 
         async def take(_: str, answer: Fetched) -> plan.Plan:
             found = plan.decode(answer.body)
@@ -295,8 +297,9 @@ class Client:
             return found
 
         await self._guide.ready()
+        query = "&".join(f"have={revision}" for revision in have)
         return await self._guide.ask(
-            task_path(task_id),
+            f"{task_path(task_id)}?{query}" if query else task_path(task_id),
             take,
             key=task_id.ring_key,
             limit=plan.MAX_PLAN,
@@ -542,6 +545,13 @@ class Client:
         name = "" if is_revision(ref) else ref
         evidence = self._trusted.evidence(manifest.model) if self._trusted and name else b""
         return Found(name, manifest.model in self._private, evidence)
+
+    def _held(self, model: str) -> list[Digest]:
+        """The revisions that the repository holds of a model, newest first: as many as one tells of."""
+        try:
+            return self.repository.revisions(model)[: plan.MAX_HAVE]
+        except NotFound:
+            return []
 
     @property
     def repository(self) -> Repository:
