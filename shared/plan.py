@@ -101,7 +101,7 @@ def decode(data: bytes) -> Plan:
         urls = {
             parse_digest(item["digest"]): tuple(url for url in item["urls"] if _usable(url))
             for shard in wire["shards"]
-            for item in (shard, *shard["deltas"])
+            for item in (shard, *shard.get("deltas", ()))
         }
         return Plan(task_id, parse_digest(wire["revision"]), urls)
     except (DecodeError, BadId, KeyError, TypeError, AttributeError) as error:
