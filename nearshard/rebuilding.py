@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from nearshard.assembly import Place, read_run
 from nearshard.landing import MemoryLanding
 from nearshard.transfer import Lands, Sources, Transfer
-from shared.deltas import needs, rebuild, ways
+from shared.deltas import rebuild, ways
 from shared.digest import Digest
 from shared.errors import DiskError, NearshardError
 from shared.layout import Slice
@@ -68,7 +68,8 @@ def choose(manifest: Manifest, wanted: Mapping[Digest, int], find: Find) -> tupl
 
     chosen, total = dict[Digest, Way](), 0
     for digest, deltas in ways(manifest, wanted, held).items():
-        way = Way(deltas, needs(manifest, deltas, held), wanted[digest])
+        parcels = {delta.parcel: manifest.size_of(delta.parcel) for delta in deltas}
+        way = Way(deltas, parcels, wanted[digest])
         if deltas and way.cost < way.whole:
             chosen[digest] = way
         total += min(way.cost, way.whole) if deltas else way.whole

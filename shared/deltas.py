@@ -6,6 +6,7 @@ digest is right, and where it is not, the shard is fetched whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from shared import parcel
@@ -24,21 +25,22 @@ def ways(
     """For each shard of ``wanted``, the deltas to decode, in order, so that it is made last; none: fetch it whole.
 
     ``held``: whether all bytes of a shard are at hand, so that nothing has to be moved for it. What two ways have in
-    common is counted for each: a little more than is moved, never less.
+    common is counted for each: a little more than is moved, never less. What a delta is upon is held or made on the
+    way, never fetched whole: nobody need have it any more.
     """
     deltas: dict[Digest, list[Delta]] = {}
     for delta in manifest.deltas:
         deltas.setdefault(delta.target, []).append(delta)
-    known: dict[tuple[Digest, int], tuple[int, tuple[Delta, ...]]] = {}
+    known: dict[tuple[Digest, int], tuple[float, tuple[Delta, ...]]] = {}
 
-    def cheapest(digest: Digest, depth: int) -> tuple[int, tuple[Delta, ...]]:
+    def cheapest(digest: Digest, depth: int) -> tuple[float, tuple[Delta, ...]]:
         if held(digest):
             return 0, ()
         if (digest, depth) in known:
             return known[digest, depth]
-        best: tuple[int, tuple[Delta, ...]] = manifest.size_of(digest), ()
+        best: tuple[float, tuple[Delta, ...]] = (manifest.size_of(digest) if depth == MAX_CHAIN else math.inf), ()
         for delta in deltas.get(digest, ()) if depth else ():
-            cost, steps = manifest.size_of(delta.parcel), dict[Delta, None]()
+            cost, steps = float(manifest.size_of(delta.parcel)), dict[Delta, None]()
             for base in dict.fromkeys(part.digest for part in delta.base):
                 more, before = cheapest(base, depth - 1)
                 cost += more
@@ -51,43 +53,32 @@ def ways(
     return {digest: cheapest(digest, MAX_CHAIN)[1] for digest in wanted}
 
 
-def needs(manifest: Manifest, way: Iterable[Delta], held: Callable[[Digest], bool]) -> dict[Digest, int]:
-    """What has to be moved so that these deltas can be decoded in order, with sizes: their parcels, and those of the
-    shards they are upon that are neither held nor made on the way."""
-    moved, made = dict[Digest, int](), set[Digest]()
-    for delta in way:
-        upon = [part.digest for part in delta.base if part.digest not in made and not held(part.digest)]
-        moved |= {digest: manifest.size_of(digest) for digest in (delta.parcel, *upon)}
-        made.add(delta.target)
-    return moved
-
-
 Read = Callable[[Slice, memoryview], None]
 """Fills the memory with a slice of a shard that is held. It may raise."""
 
 
-def rebuild(manifest: Manifest, way: Iterable[Delta], moved: Mapping[Digest, memoryview], read: Read) -> memoryview:
+def rebuild(manifest: Manifest, way: Iterable[Delta], parcels: Mapping[Digest, memoryview], read: Read) -> memoryview:
     """The shard that these deltas, decoded in order, make last: its digest is right. Takes processor time.
 
-    ``moved``: what ``needs`` names. Raises DecodeError, IntegrityError, and what ``read`` does.
+    ``parcels``: of these deltas. Raises DecodeError, IntegrityError, and what ``read`` does.
     """
-    at_hand, target = dict(moved), None
+    made, target = dict[Digest, memoryview](), None
     for delta in way:
         base = memoryview(bytearray(sum(part.length for part in delta.base)))
         position = 0
         for part in delta.base:
             into = base[position : position + part.length]
             position += part.length
-            if (shard := at_hand.get(part.digest)) is not None:
+            if (shard := made.get(part.digest)) is not None:
                 into[:] = shard[part.offset : part.offset + part.length]
             else:
                 read(part, into)
         target = delta.target
-        made = parcel.decode(at_hand[delta.parcel], base.toreadonly(), manifest.size_of(target))
-        at_hand[target] = memoryview(made)
-    if target is None or digest_of(at_hand[target]) != target:
+        data = parcel.decode(parcels[delta.parcel], base.toreadonly(), manifest.size_of(target))
+        made[target] = memoryview(data)
+    if target is None or digest_of(made[target]) != target:
         raise IntegrityError(f"what deltas make is not {target}")  # a wrong parcel, or a base that is damaged
-    return at_hand[target]
+    return made[target]
 
 
 def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:

@@ -24,7 +24,6 @@ PURE = [
     ),
     "origin.cutting",
     "origin.pairing",
-    "nearshard.comparing",
     "edge_node.gaps",
     "origin.hashing",
     "edge_node.ledger",
