@@ -23,8 +23,9 @@ from shared.manifest import Delta, Manifest
 
 PARCELS = 64 << 20
 """Bytes of parcels in memory: on their way, or waiting to be decoded."""
-DECODING = 64 << 20
-"""Bytes of shards that are being made, and that these are made upon; what takes more is decoded alone."""
+DECODING = 32 << 20
+"""Bytes of shards that are being made, and that these are made upon; what takes more is decoded alone. Decoding takes
+some times as many."""
 
 Find = Callable[[Digest], Sequence[Place]]
 """Where a whole shard is on this disk, as far as is known: its bytes need not be right any more."""
