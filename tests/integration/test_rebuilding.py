@@ -45,9 +45,9 @@ def changed(data: bytes, seed: int) -> bytes:
 
 
 def encoded(target: bytes, base: bytes) -> bytes:
-    """The parcel of ``target`` upon ``base``, or on its own."""
-    run = parcel.Run(len(target), based=len(base) == len(target))
-    return parcel.encode(memoryview(target), memoryview(base), [run])
+    """The parcel of ``target`` upon ``base``, which is no longer."""
+    runs = [parcel.Run(len(base), based=True), parcel.Run(len(target) - len(base))]
+    return parcel.encode(memoryview(target), memoryview(base), [run for run in runs if run.length])
 
 
 @dataclass
@@ -213,10 +213,16 @@ def cases(draw: st.DrawFn) -> Case:
     ends = [*case.shards.values(), *pool.values()]
     for _ in range(draw(st.integers(0, 8))):
         target = draw(st.sampled_from(ends))
-        base = draw(st.lists(st.sampled_from(ends), max_size=2))
-        made = encoded(draw(st.sampled_from([target, target, target, ends[-1]])), b"".join(base))
+        upon, base = list[Slice](), b""
+        for part in draw(st.lists(st.sampled_from(ends), max_size=2)):
+            if length := min(len(part), len(target) - len(base)):
+                upon.append(Slice(digest_of(part), len(part) - length, length))
+                base += part[len(part) - length :]
+                case.others.setdefault(digest_of(part), part)
+        right = draw(st.sampled_from([True, True, True, False]))
+        made = encoded(target if right else bytes(len(target)), base)
         if len(made) < len(target):
-            case.delta(target, base, made)
+            case.deltas.append(Delta(digest_of(target), case.other(made), tuple(upon)))
             case.others.setdefault(digest_of(target), target)
     case.deltas = draw(st.permutations(case.deltas))
     case.held = {digest_of(data): data for data in draw(st.lists(st.sampled_from(ends)))}
