@@ -225,3 +225,13 @@ def test_reading_in_a_new_version_moves_deltas_too(net: Net, with_old: Path) -> 
     with SyncClient(net.proxy.url, repository=with_old).open(f"{MODEL}@{net.new.revision}") as file:
         assert file.read(file.size) == net.wholes[net.new.revision]
     assert net.proxy.passed < len(net.wholes[net.new.revision])
+
+
+def test_parcels_of_a_private_model_are_where_its_shards_are(net: Net, home: Path) -> None:
+    folders = [net.lab.folder / name for name in ("old", "new")]
+    old, new = (net.lab.publish(folder, "acme/secret", "--private", *SHARDS) for folder in folders)
+    client = SyncClient(net.proxy.url, repository=home, token=net.lab.token("acme/secret:read"))
+    first = client.get(f"acme/secret@{old}")
+    second = client.get(f"acme/secret@{new}")
+    assert second.moved < first.moved < first.size and (first.refused, second.refused) == (0, 0)
+    assert second.paths[0].read_bytes() == net.wholes[net.new.revision]
