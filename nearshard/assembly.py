@@ -133,15 +133,18 @@ class Part:
     def take(self, digest: Digest, place: Place) -> bool:
         """Copy a shard from another place of this disk, if its bytes are right there."""
         data = read_shard(place, digest, self.sizes[digest])
-        if data is None:
-            return False
+        if data is not None:
+            self.put(digest, data)
+        return data is not None
+
+    def put(self, digest: Digest, data: bytes | memoryview) -> None:
+        """Have a shard: these are its bytes."""
         landing = self.landing(digest)
         try:
             landing.put(data)
         finally:
             landing.close()
         self.done.add(digest)
-        return True
 
     @on_disk()
     def finish(self, target: Path, mode: int | None) -> None:
@@ -180,7 +183,7 @@ class PartLanding(Landing):
                 self.reached += len(block)
             self._written = self.reached
 
-    def _store(self, chunks: Sequence[bytes], position: int) -> None:
+    def _store(self, chunks: Sequence[bytes | memoryview], position: int) -> None:
         file, noted = self._files
         with on_disk():
             for chunk in chunks:
@@ -188,8 +191,8 @@ class PartLanding(Landing):
                 position += len(chunk)
             os.pwrite(noted, _HAVE.pack(position), self._noted.position)
 
-    def put(self, data: bytes) -> None:
-        """All of it, from this disk."""
+    def put(self, data: bytes | memoryview) -> None:
+        """All of it, from this disk or made here."""
         self._begin()
         self._store([data], 0)
 
@@ -236,7 +239,7 @@ class Assembly:
     def _take_over(self, digest: Digest, find: Places) -> None:
         """Have a shard in all parts that need it, if one of them or the disk has it."""
         parts = self._of[digest]
-        places = [part.place(digest) for part in parts if digest in part.done]
+        places = self.places(digest)
         for part in parts:
             if digest not in part.done:
                 any(part.take(digest, place) for place in places or find.get(digest, ()))
@@ -246,19 +249,32 @@ class Assembly:
         missing = [digest for digest, parts in self._of.items() if any(digest not in part.done for part in parts)]
         return tuple(sorted(missing, key=lambda digest: digest not in self._begun))
 
-    def left(self) -> int:
-        """Bytes to fetch."""
-        begun = {digest: have for digest, (_, have) in self._begun.items()}
-        return sum(self._sizes[digest] - begun.get(digest, 0) for digest in self.needed())
+    def left(self, digest: Digest) -> int:
+        """Bytes of a needed shard that are not here."""
+        return self._sizes[digest] - self._home(digest)[1]
+
+    def places(self, digest: Digest) -> list[Place]:
+        """Where a shard is by now that these files have."""
+        return [part.place(digest) for part in self._of.get(digest, ()) if digest in part.done]
+
+    def _home(self, digest: Digest) -> tuple[Part, int]:
+        """Where a needed shard lands, and how much of it is there."""
+        return self._begun.get(digest, (self._of[digest][0], 0))
 
     def landing(self, digest: Digest) -> PartLanding:
         """Where the rest of a needed shard goes."""
-        part, have = self._begun.get(digest, (self._of[digest][0], 0))
+        part, have = self._home(digest)
         return part.landing(digest, have)
+
+    def put(self, digest: Digest, data: memoryview) -> None:
+        """A needed shard has these bytes, which are right."""
+        for part in self._of[digest]:
+            if digest not in part.done:
+                part.put(digest, data)
 
     def landed(self, digest: Digest) -> None:
         """A shard is there, and right: it goes wherever else it belongs."""
-        home = self._begun.get(digest, (self._of[digest][0], 0))[0]
+        home = self._home(digest)[0]
         home.done.add(digest)
         for part in self._of[digest]:
             if digest not in part.done:
@@ -323,6 +339,20 @@ def read_shard(place: Place, digest: Digest, size: int) -> bytes | None:
     return data if len(data) == size and hashlib.sha256(data).hexdigest() == hex_of(digest) else None
 
 
+def read_run(place: Place, offset: int, into: memoryview) -> None:
+    """Fill ``into`` with the bytes of a shard from ``offset`` on, whatever they are. Raises DiskError."""
+    with on_disk():
+        descriptor = os.open(place.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            position = place.position + offset
+            while into and (count := os.preadv(descriptor, [into], position)):
+                into, position = into[count:], position + count
+        finally:
+            os.close(descriptor)
+    if into:
+        raise DiskError(f"{place.file}: ends too early")
+
+
 def _sha256(file: Path) -> str:
     hashed = hashlib.sha256()
     with file.open("rb") as opened:
@@ -348,7 +378,7 @@ def _copy(descriptor: int, source: int, target: int, length: int) -> None:
         target += len(block)
 
 
-def write_at(descriptor: int, data: bytes, position: int) -> None:
+def write_at(descriptor: int, data: bytes | memoryview, position: int) -> None:
     """Write all of it there. Raises OSError."""
     view = memoryview(data)
     while view:

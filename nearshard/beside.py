@@ -10,14 +10,16 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from nearshard.assembly import Assembly, same
+from nearshard.assembly import Assembly, Place, Places, homes, read_shard, same
 from nearshard.placing import on_disk
 from shared.digest import Digest
-from shared.errors import LocalError
+from shared.errors import DiskError, LocalError
 from shared.layout import Layout
+from shared.manifest import Manifest
 
 FOLDER = ".nearshard"
 
@@ -40,6 +42,27 @@ def absent(targets: Mapping[Path, Layout], *, force: bool) -> dict[Path, Layout]
             found[target] = layout
         elif not same(target, layout):
             raise TargetExists(f"{target}: is there already, with other bytes; --force replaces it")
+    return found
+
+
+def earlier(targets: Mapping[Path, Layout], before: Manifest) -> Places:
+    """Where shards of an earlier revision are in files that are about to be replaced, checked. Raises DiskError."""
+    found: dict[Digest, list[Place]] = {}
+    layouts = {item.sha256: item for item in (*before.files.values(), *(t.layout for t in before.tasks.values()))}
+    with on_disk():
+        sizes = {target: target.stat().st_size for target in targets if target.exists()}
+    pairs = [(target, item) for target, size in sizes.items() for item in layouts.values() if item.size == size]
+    places = [(d, Place(target, at)) for target, item in pairs for d, at in homes(item, before.shards).items()]
+
+    def right(place: tuple[Digest, Place]) -> bool:
+        with suppress(OSError, DiskError):  # what cannot be read is not had
+            return read_shard(place[1], place[0], before.shards[place[0]]) is not None
+        return False
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for (digest, place), is_right in zip(places, pool.map(right, places), strict=True):
+            if is_right:
+                found.setdefault(digest, []).append(place)
     return found
 
 

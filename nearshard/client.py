@@ -5,7 +5,8 @@
 2. Get that revision's manifest from whoever has it. Its digest is the revision, so the layout and the digests in it are
    right whoever sent them.
 3. Fetch the shards that are needed, several at once, each from its owner or the next source that answers; go on from
-   the byte reached with the next one. A shard counts when its digest is right.
+   the byte reached with the next one. Where that is fewer bytes, parcels are fetched in place of a shard, and decoded
+   upon what is here (``nearshard.rebuilding``). A shard counts when its digest is right.
 4. Put the files together beside their targets, and rename them there.
 
 Where the client is given an edge or an origin in place of a router, it asks that one for a plan as well. Plans and
@@ -26,19 +27,19 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 
-from nearshard.assembly import Assembly, read_shard
-from nearshard.beside import Beside, absent
+from nearshard.assembly import Assembly, Places, read_shard
+from nearshard.beside import Beside, absent, earlier
 from nearshard.guide import Guide, parse_routers
 from nearshard.kept import Kept
-from nearshard.landing import MemoryLanding
 from nearshard.manners import Manners
 from nearshard.mirrored import Waiting, await_mirror
 from nearshard.networks import DEFAULT_ROUTER, find_root, state_file
 from nearshard.opened import AHEAD, BlockingFile, OpenFile, running
+from nearshard.rebuilding import Find, Rebuilding, Tally, choose
 from nearshard.repository import Found, Links, Repository
 from nearshard.room import check_room
 from nearshard.tensors import Framework, load
-from nearshard.transfer import Meter, Progress, Sources, Transfer, base_of
+from nearshard.transfer import Meter, Progress, Transfer, base_of
 from shared import codec, plan
 from shared import manifest as manifests
 from shared.clock import Clock, SystemClock
@@ -48,6 +49,7 @@ from shared.errors import (
     DecodeError,
     IntegrityError,
     LocalError,
+    NearshardError,
     NotFound,
     RequestError,
     UpstreamError,
@@ -91,10 +93,14 @@ class Got:
     size: int
     """Bytes of those files."""
     moved: int
-    """Bytes of shards that were fetched; 0 where everything was there."""
+    """Bytes of shards, and of parcels in their place, that were fetched; 0 where everything was there."""
     seconds: float
     sources: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Bytes by (base URL of who served them, how: an outcome, or ``origin``)."""
+    saved: int = 0
+    """Bytes of shards that did not have to be moved: they were here, or came as deltas or compressed."""
+    refused: int = 0
+    """Shards that came whole because a delta was wrong, or could not be had or used."""
 
 
 class Client:
@@ -195,7 +201,8 @@ class Client:
         manifest = await self.manifest(asked.model, asked.ref)
         if not await self._is_guided(manifest):
             with suppress(NotFound, UpstreamError):  # it would only name more sources
-                urls = (await self.plan(replace(asked, ref=manifest.revision))).urls
+                have = await asyncio.to_thread(self._held, asked.model) if self._repository or output is None else ()
+                urls = (await self.plan(replace(asked, ref=manifest.revision), have)).urls
         links, targets = self.repository.task(manifest, asked.task), None
         if output is not None:
             target, task = Path(output), manifest.task(asked.task)
@@ -237,15 +244,17 @@ class Client:
         layout = manifest.task(asked.task).layout if path is None else manifest.file(path)
         await self._is_guided(manifest)
         places = await asyncio.to_thread(self.repository.find, manifest)
-        private = manifest.model if manifest.model in self._private else ""
+        find, tally = _find_in(places), Tally()
+        wanted = {digest: manifest.shards[digest] for digest in layout.shards() if digest not in places}
+        chosen, _ = await asyncio.to_thread(choose, manifest, wanted, find)
+        rebuilding = Rebuilding(self._transfer(manifest, {}, tally, Meter(0, None)), manifest, chosen, find, tally)
 
         async def fetch(digest: Digest) -> memoryview:
-            size = manifest.shards[digest]
-            for place in places.get(digest, ()):
-                data = await asyncio.to_thread(read_shard, place, digest, size)
+            for place in find(digest):
+                data = await asyncio.to_thread(read_shard, place, digest, manifest.shards[digest])
                 if data is not None:
                     return memoryview(data)
-            return await self._fetch(digest, size, (), Sources(), Meter(0, None), private)
+            return await rebuilding.fetch(digest)
 
         opened = OpenFile(layout, fetch, ahead=0 if self._manners.policy.metered else ahead)
         try:
@@ -267,18 +276,17 @@ class Client:
     async def repair(self, model: str, revision: Digest, *, progress: Progress | None = None) -> Got:
         """Read all that the repository holds of a revision, and fetch the shards that are not right. Raises as
         ``get``."""
-        started, sources = time.perf_counter(), Sources()
+        started, tally = time.perf_counter(), Tally()
         manifest = await self.manifest(model, revision)
         tasks_and_files = await asyncio.to_thread(self.repository.held, manifest)
         links = self.repository.links(manifest, tasks_and_files.tasks, tasks_and_files.files)
         await self._is_guided(manifest)
-        await self._keep(manifest, revision, links, {}, sources, progress, check=True)
-        size = sum(layout.size for layout in links.values())
-        seconds = time.perf_counter() - started
-        return Got(model, revision, tuple(links), size, sources.total(), seconds, dict(sources))
+        await self._keep(manifest, revision, links, {}, tally, progress, check=True)
+        return _got(manifest, links, tally, started)
 
-    async def plan(self, task_id: TaskId) -> plan.Plan:
-        """The plan of a task. Raises NotFound or UpstreamError."""
+    async def plan(self, task_id: TaskId, have: Sequence[Digest] = ()) -> plan.Plan:
+        """The plan of a task, for who has these revisions of the model (plan.MAX_HAVE at most). Raises NotFound or
+        UpstreamError."""
 
         async def take(_: str, answer: Fetched) -> plan.Plan:
             found = plan.decode(answer.body)
@@ -289,8 +297,9 @@ class Client:
             return found
 
         await self._guide.ready()
+        query = "&".join(f"have={revision}" for revision in have)
         return await self._guide.ask(
-            task_path(task_id),
+            f"{task_path(task_id)}?{query}" if query else task_path(task_id),
             take,
             key=task_id.ring_key,
             limit=plan.MAX_PLAN,
@@ -428,41 +437,10 @@ class Client:
 
     # Fetching
 
-    async def _fetch(
-        self,
-        digest: Digest,
-        size: int,
-        planned: Sequence[str],
-        sources: Sources,
-        meter: Meter,
-        private: str = "",
-    ) -> memoryview:
-        """One shard (of the ``private`` model, if any), verified, in memory. Raises as ``Transfer.fetch``."""
-        landing = MemoryLanding(digest, size)
-        transfer = Transfer(
-            self._sessions,
-            self._guide,
-            self._clock,
-            self._link,
-            private=private,
-            planned={digest: planned},
-            sources=sources,
-            meter=meter,
-        )
-        await transfer.fetch(landing)
-        return landing.data
-
-    async def _fetch_all(
-        self,
-        manifest: Manifest,
-        assembly: Assembly,
-        urls: Mapping[Digest, Sequence[str]],
-        sources: Sources,
-        progress: Progress | None,
-    ) -> None:
-        """Fetch what an assembly needs. Raises the first error, once what came is kept."""
-        self._sessions.resolve_ahead({base_of(url) for named in urls.values() for url in named})
-        transfer = Transfer(
+    def _transfer(
+        self, manifest: Manifest, urls: Mapping[Digest, Sequence[str]], tally: Tally, meter: Meter
+    ) -> Transfer:
+        return Transfer(
             self._sessions,
             self._guide,
             self._clock,
@@ -470,10 +448,28 @@ class Client:
             private=manifest.model if manifest.model in self._private else "",
             wanted_for=f"{manifest.model}@{manifest.revision}",
             planned=urls,
-            sources=sources,
-            meter=Meter(assembly.left(), progress),
+            sources=tally.sources,
+            meter=meter,
         )
-        await transfer.fetch_all(assembly.needed(), assembly, self._concurrency)
+
+    async def _fetch_all(
+        self,
+        manifest: Manifest,
+        assembly: Assembly,
+        places: Places,
+        urls: Mapping[Digest, Sequence[str]],
+        tally: Tally,
+        progress: Progress | None,
+    ) -> None:
+        """Have what an assembly needs, and ``places`` do not have. Raises the first error, once what came is kept."""
+        await asyncio.to_thread(assembly.prepare, places)
+        self._sessions.resolve_ahead({base_of(url) for named in urls.values() for url in named})
+        find = _find_in(places, assembly)
+        wanted = {digest: assembly.left(digest) for digest in assembly.needed()}
+        chosen, left = await asyncio.to_thread(choose, manifest, wanted, find)
+        transfer = self._transfer(manifest, urls, tally, Meter(left, progress))
+        rebuilding = Rebuilding(transfer, manifest, chosen, find, tally)
+        await transfer.fetch_all(tuple(wanted), lambda digest: rebuilding.land(digest, assembly), self._concurrency)
 
     async def _keep(
         self,
@@ -481,7 +477,7 @@ class Client:
         ref: str,
         links: Links,
         urls: Mapping[Digest, Sequence[str]],
-        sources: Sources,
+        tally: Tally,
         progress: Progress | None,
         *,
         check: bool = False,
@@ -499,8 +495,8 @@ class Client:
             missing = await asyncio.to_thread(repository.missing, manifest, list(layouts.values()), check=check)
             if missing:
                 assembly = repository.assembly(manifest, missing)
-                await asyncio.to_thread(assembly.prepare, await asyncio.to_thread(repository.find, manifest))
-                await self._fetch_all(manifest, assembly, urls, sources, progress)
+                places = await asyncio.to_thread(repository.find, manifest)
+                await self._fetch_all(manifest, assembly, places, urls, tally, progress)
                 await asyncio.to_thread(repository.finish, manifest, assembly, missing)
             await asyncio.to_thread(repository.hold, manifest, links)
         return repository
@@ -517,7 +513,7 @@ class Client:
         progress: Progress | None,
     ) -> Got:
         """Files at ``targets`` (by default where the repository shows them), from the repository where there is one."""
-        started, sources = time.perf_counter(), Sources()
+        started, tally = time.perf_counter(), Tally()
         wanted = links if targets is None else targets
         missing = {} if targets is None else await asyncio.to_thread(absent, targets, force=force)
         if missing and self._repository:
@@ -525,29 +521,38 @@ class Client:
                 check_room, {path: layout.size for path, layout in missing.items()}, self._repository.root
             )
         if targets is None or (missing and self._repository):
-            repository = await self._keep(manifest, ref, links, urls, sources, progress)
+            repository = await self._keep(manifest, ref, links, urls, tally, progress)
             await asyncio.to_thread(repository.deliver, manifest.model, missing)
         elif missing:
             assembly = await asyncio.to_thread(Beside, missing, manifest.shards)
             with assembly:
-                await asyncio.to_thread(assembly.prepare, {})
-                await self._fetch_all(manifest, assembly, urls, sources, progress)
+                places = await self._earlier(manifest, missing)
+                await self._fetch_all(manifest, assembly, places, urls, tally, progress)
                 await asyncio.to_thread(assembly.finish, missing)
-        return Got(
-            manifest.model,
-            manifest.revision,
-            tuple(wanted),
-            sum(layout.size for layout in wanted.values()),
-            sources.total(),
-            time.perf_counter() - started,
-            dict(sources),
-        )
+        return _got(manifest, wanted, tally, started)
+
+    async def _earlier(self, manifest: Manifest, targets: Mapping[Path, Layout]) -> Places:
+        """What files of the revision before have of this one, where they are about to be replaced by it."""
+        if manifest.parent is None or not any(target.exists() for target in targets):
+            return {}
+        try:
+            before = await self.manifest(manifest.model, manifest.parent)
+        except NearshardError:  # its manifest may be gone: then what these files have is not known
+            return {}
+        return await asyncio.to_thread(earlier, targets, before)
 
     def _found_by(self, manifest: Manifest, ref: str) -> Found:
         """How a revision was found."""
         name = "" if is_revision(ref) else ref
         evidence = self._trusted.evidence(manifest.model) if self._trusted and name else b""
         return Found(name, manifest.model in self._private, evidence)
+
+    def _held(self, model: str) -> list[Digest]:
+        """The revisions that the repository holds of a model, newest first: as many as one tells of."""
+        try:
+            return self.repository.revisions(model)[: plan.MAX_HAVE]
+        except NotFound:
+            return []
 
     @property
     def repository(self) -> Repository:
@@ -669,6 +674,27 @@ class SyncClient:
     def describe(self, model: str) -> dict[str, Any]:
         """See ``Client.describe``."""
         return self._run(lambda client: client.describe(model))
+
+
+def _find_in(places: Places, assembly: Assembly | None = None) -> Find:
+    """Where shards are on this disk: in what is being put together, too."""
+    return lambda digest: [*(assembly.places(digest) if assembly else ()), *places.get(digest, ())]
+
+
+def _got(manifest: Manifest, wanted: Mapping[Path, Layout], tally: Tally, started: float) -> Got:
+    moved = tally.sources.total()
+    shards = {digest for layout in wanted.values() for digest in layout.shards()}
+    return Got(
+        manifest.model,
+        manifest.revision,
+        tuple(wanted),
+        sum(layout.size for layout in wanted.values()),
+        moved,
+        time.perf_counter() - started,
+        dict(tally.sources),
+        saved=max(0, sum(manifest.shards[digest] for digest in shards) - moved),
+        refused=tally.refused,
+    )
 
 
 def _document(url: str, answer: Fetched) -> dict[str, Any]:

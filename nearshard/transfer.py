@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
 
 from nearshard.guide import Guide
 from nearshard.landing import Landing
@@ -51,6 +51,14 @@ class Meter:
     def add(self, size: int) -> None:
         """So many more; fewer where what came was wrong."""
         self.had += size
+        self._tell()
+
+    def expect(self, size: int) -> None:
+        """So many more are to come than was thought."""
+        self._total += size
+        self._tell()
+
+    def _tell(self) -> None:
         if self._progress:
             self._progress(self.had, self._total)
 
@@ -64,6 +72,10 @@ class Lands(Protocol):
 
     def landed(self, digest: Digest) -> None:
         """It is all there, and right; in a thread. Raises DiskError."""
+        ...
+
+    def put(self, digest: Digest, data: memoryview) -> None:
+        """These are all of its bytes, and right; in a thread. Raises DiskError."""
         ...
 
 
@@ -94,16 +106,18 @@ class Transfer:
         self.meter = meter or Meter(0, None)
         self._pace = Pace()
 
-    async def fetch_all(self, wanted: Sequence[Digest], lands: Lands, streams: int | None = None) -> None:
-        """Fetch shards in order, ``streams`` at once or as many as the links are worth. The first error ends them all
-        and is raised, once what came is kept."""
+    async def fetch_all(
+        self, wanted: Sequence[Digest], land: Callable[[Digest], Coroutine[Any, Any, None]], streams: int | None = None
+    ) -> None:
+        """Have shards ``land`` in order, ``streams`` at once or as many as the links are worth. The first error ends
+        them all and is raised, once what came is kept."""
         width, waiting = Width(streams), list(reversed(wanted))
         active: set[asyncio.Task[None]] = set()
         looked, had = self._clock.monotonic(), self.meter.had
         try:
             while waiting or active:
                 while waiting and len(active) < width.streams:
-                    active.add(asyncio.create_task(self._land(waiting.pop(), lands)))
+                    active.add(asyncio.create_task(land(waiting.pop())))
                 done, active = await asyncio.wait(active, timeout=WINDOW, return_when=asyncio.FIRST_COMPLETED)
                 failures = [task.exception() for task in done]  # all are looked at: asyncio complains of others
                 if failure := next(filter(None, failures), None):
@@ -115,7 +129,8 @@ class Transfer:
         finally:
             await end(active)
 
-    async def _land(self, digest: Digest, lands: Lands) -> None:
+    async def land(self, digest: Digest, lands: Lands) -> None:
+        """Fetch a shard to where it lands. Raises as ``fetch``."""
         landing = lands.landing(digest)
         try:
             await landing.begin()

@@ -1,4 +1,4 @@
-"""Which deltas to use: the way to each shard that moves the fewest bytes, from what is held. Pure.
+"""Which deltas to use, and how: the way to each shard that moves the fewest bytes, from what is held. Pure.
 
 Clients and edges ask it with what they hold; the answer is advice like a plan: what is made of a delta counts when its
 digest is right, and where it is not, the shard is fetched whole.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from shared.digest import Digest
+from shared import parcel
+from shared.digest import Digest, digest_of
+from shared.errors import IntegrityError
+from shared.layout import Slice
 from shared.manifest import Delta, Manifest
 
 WANTED_FOR = "Nearshard-Revision"
@@ -56,6 +59,34 @@ def ways(
 def bytes_of(manifest: Manifest, steps: Sequence[Delta], held: Callable[[Digest], bool]) -> int:
     """Bytes to move for one of ``ways``: its parcels, but for those that are held too."""
     return sum(manifest.size_of(digest) for digest in {delta.parcel for delta in steps} if not held(digest))
+
+
+Read = Callable[[Slice, memoryview], None]
+"""Fills the memory with a slice of a shard that is held. It may raise."""
+
+
+def rebuild(manifest: Manifest, way: Iterable[Delta], parcels: Mapping[Digest, memoryview], read: Read) -> memoryview:
+    """The shard that these deltas, decoded in order, make last: its digest is right. Takes processor time.
+
+    ``parcels``: of these deltas. Raises DecodeError, IntegrityError, and what ``read`` does.
+    """
+    made, target = dict[Digest, memoryview](), None
+    for delta in way:
+        base = memoryview(bytearray(sum(part.length for part in delta.base)))
+        position = 0
+        for part in delta.base:
+            into = base[position : position + part.length]
+            position += part.length
+            if (shard := made.get(part.digest)) is not None:
+                into[:] = shard[part.offset : part.offset + part.length]
+            else:
+                read(part, into)
+        target = delta.target
+        data = parcel.decode(parcels[delta.parcel], base.toreadonly(), manifest.size_of(target))
+        made[target] = memoryview(data)
+    if target is None or digest_of(made[target]) != target:
+        raise IntegrityError(f"what deltas make is not {target}")  # a wrong parcel, or a base that is damaged
+    return made[target]
 
 
 def bytes_moved(manifest: Manifest, chosen: Mapping[Digest, tuple[Delta, ...]]) -> int:

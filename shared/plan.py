@@ -31,7 +31,7 @@ Sources = Callable[[Digest], Sequence[str]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a client keeps of a plan: the pinned task id, and URLs for each shard."""
+    """What a client keeps of a plan: the pinned task id, and URLs for each shard and parcel."""
 
     task_id: TaskId
     revision: Digest
@@ -99,8 +99,9 @@ def decode(data: bytes) -> Plan:
         wire = codec.decode(data, MAX_PLAN)
         task_id = parse_task_id(wire["task_id"])
         urls = {
-            parse_digest(shard["digest"]): tuple(url for url in shard["urls"] if _usable(url))
+            parse_digest(item["digest"]): tuple(url for url in item["urls"] if _usable(url))
             for shard in wire["shards"]
+            for item in (shard, *shard.get("deltas", ()))
         }
         return Plan(task_id, parse_digest(wire["revision"]), urls)
     except (DecodeError, BadId, KeyError, TypeError, AttributeError) as error:

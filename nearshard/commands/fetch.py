@@ -145,6 +145,8 @@ def _document(got: Got) -> dict[str, object]:
         "paths": [str(path) for path in got.paths],
         "size": got.size,
         "moved": got.moved,
+        "saved": got.saved,
+        "refused": got.refused,
         "seconds": round(got.seconds, 3),
         "sources": [{"url": url, "outcome": how, "bytes": n} for (url, how), n in got.sources.items()],
     }
@@ -159,6 +161,10 @@ def _report(got: Got) -> None:
         f"{got.model} {got.revision[:19]}: {got.size / 1e6:.1f} MB in {got.seconds:.2f} s"
         f" ({served or 'all of it was there'})\n"
     )
+    if got.moved:
+        sys.stdout.write(f"{got.moved / 1e6:.1f} MB moved, {got.saved / 1e6:.1f} MB saved\n")
+    if got.refused:
+        sys.stdout.write(f"{got.refused} shards came whole: their deltas were wrong, or could not be had or used\n")
 
 
 def _access(

@@ -213,7 +213,7 @@ async def test_an_edge_killed_while_it_serves_costs_the_client_nothing(
 def test_a_wrong_byte_in_the_origins_store_reaches_no_disk_and_no_client(lab: Lab, tmp_path: Path) -> None:
     """F17."""
     make_model(tmp_path / "model")
-    lab.publish(tmp_path / "model")
+    lab.publish(tmp_path / "model", "acme/tiny", "--no-compress")
     origin = lab.origin()
     edge = lab.edge(origin)
     blob = max((lab.store / "blobs").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -16,10 +15,11 @@ from aiohttp import web
 from nearshard import Client, NearshardError
 from nearshard.guide import FORGET, FRESH, PAUSE, Guide, parse_routers
 from nearshard.kept import Kept, Stored
-from nearshard.transfer import Meter
+from nearshard.landing import MemoryLanding
+from nearshard.transfer import Transfer
 from shared.clock import SystemClock
 from shared.codec import encode_json
-from shared.digest import digest_of
+from shared.digest import Digest, digest_of
 from shared.errors import IntegrityError, NotFound, RequestError, UpstreamError
 from shared.link import Link, LinkPolicy
 from shared.node import Node
@@ -65,6 +65,13 @@ class Router:
     async def models(self, _: web.Request) -> web.Response:
         """``/models``."""
         return web.json_response({"models": ["acme/tiny"]}, headers={EPOCH: str(self.view.epoch)})
+
+
+async def fetch(client: Client, digest: Digest) -> bytes:
+    """A shard of five bytes."""
+    landing = MemoryLanding(digest, 5)
+    await Transfer(client._sessions, client._guide, SystemClock()).fetch(landing)
+    return bytes(landing.data)
 
 
 @asynccontextmanager
@@ -388,7 +395,7 @@ async def test_in_a_round_nobody_is_asked_twice(tmp_path: Path) -> None:
     async with serving(Router(view)) as router, Client(router.url) as client:
         await client._guide.ready()
         with pytest.raises(NearshardError):
-            await client._fetch(DIGEST, 5, (), Counter(), Meter(5, None))
+            await fetch(client, DIGEST)
     for server in servers:
         server.close()
     assert len(asked) == 6
@@ -405,7 +412,7 @@ async def test_where_all_that_are_known_failed_the_view_is_asked_for_before_the_
         async with Client(router.url, kept=kept) as client:
             await client._guide.ready()
             assert router.asked == []
-            assert bytes(await client._fetch(digest, 5, (), Counter(), Meter(5, None))) == b"shard"
+            assert await fetch(client, digest) == b"shard"
         assert router.asked == ["200"]
 
 

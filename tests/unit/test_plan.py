@@ -86,7 +86,7 @@ def test_a_plan_names_the_parcels_to_decode_in_order_for_who_has_what_they_are_u
 ) -> None:
     plan = build(NEXT, TASK, sources, have=have, private=True)
     assert {shard["digest"]: [step["digest"] for step in shard["deltas"]] for shard in plan["shards"]} == steps
-    assert list(decode(codec.encode(plan)).urls) == [B, A, C]
+    assert decode(codec.encode(plan)).urls.keys() == {*steps, *(digest for named in steps.values() for digest in named)}
     for step in (step for shard in plan["shards"] for step in shard["deltas"]):
         assert step["size"] == NEXT.size_of(step["digest"])
         assert step["urls"][0].endswith(f"/models/acme/minilm/blobs/{step['digest']}")
