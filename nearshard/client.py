@@ -26,6 +26,7 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 
+from nearshard.activation import Activation
 from nearshard.assembly import Assembly, read_shard
 from nearshard.beside import Beside, absent
 from nearshard.guide import Guide, parse_routers
@@ -37,6 +38,7 @@ from nearshard.networks import DEFAULT_ROUTER, find_root, state_file
 from nearshard.opened import AHEAD, BlockingFile, OpenFile, running
 from nearshard.repository import Found, Links, Repository
 from nearshard.room import check_room
+from nearshard.switches import Switches
 from nearshard.tensors import Framework, load
 from nearshard.transfer import Meter, Progress, Sources, Transfer, base_of
 from shared import codec, plan
@@ -95,6 +97,8 @@ class Got:
     seconds: float
     sources: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Bytes by (base URL of who served them, how: an outcome, or ``origin``)."""
+    active: Path | None = None
+    """Where programs find this revision, if it is what the ref's path in the repository leads to."""
 
 
 class Client:
@@ -363,6 +367,8 @@ class Client:
         length: int | None = None
         if is_revision(ref):
             revision = as_revision(ref)
+        elif stays_at := await asyncio.to_thread(self._stays_at, model, ref):
+            revision = stays_at
         else:
             target = await self._target(model, ref)
             revision, length = target.revision, target.length
@@ -388,6 +394,11 @@ class Client:
             missing="unknown_revision",
             immutable=True,
         )
+
+    def _stays_at(self, model: str, ref: str) -> Digest | None:
+        """The revision that somebody has this repository stay at, whatever the ref means."""
+        now = Switches(self.repository.root, model).now(ref)
+        return now.active if now and now.stays else None
 
     def _kept_manifest(self, model: str, revision: Digest) -> Manifest:
         """From the repository. Raises NotFound, IntegrityError."""
@@ -517,7 +528,7 @@ class Client:
     ) -> Got:
         """Files at ``targets`` (by default where the repository shows them), from the repository where there is one."""
         started, sources = time.perf_counter(), Sources()
-        wanted = links if targets is None else targets
+        wanted, active = links if targets is None else targets, None
         missing = {} if targets is None else await asyncio.to_thread(absent, targets, force=force)
         if missing and self._repository:
             await asyncio.to_thread(
@@ -525,6 +536,7 @@ class Client:
             )
         if targets is None or (missing and self._repository):
             repository = await self._keep(manifest, ref, links, urls, sources, progress)
+            active = await asyncio.to_thread(self._activate, manifest, ref)
             await asyncio.to_thread(repository.deliver, manifest.model, missing)
         elif missing:
             assembly = await asyncio.to_thread(Beside, missing, manifest.shards)
@@ -540,7 +552,15 @@ class Client:
             sources.total(),
             time.perf_counter() - started,
             dict(sources),
+            active,
         )
+
+    def _activate(self, manifest: Manifest, ref: str) -> Path | None:
+        """All is here that was asked for: have the path of the ref lead there; None where it does not. Raises
+        DiskError."""
+        if is_revision(ref) or not Activation(self.repository, manifest.model, self._clock).follow(manifest, ref):
+            return None
+        return Switches(self.repository.root, manifest.model).path(ref)
 
     def _found_by(self, manifest: Manifest, ref: str) -> Found:
         """How a revision was found."""

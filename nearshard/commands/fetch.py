@@ -146,6 +146,7 @@ def _document(got: Got) -> dict[str, object]:
         "size": got.size,
         "moved": got.moved,
         "seconds": round(got.seconds, 3),
+        "active": str(got.active) if got.active else None,
         "sources": [{"url": url, "outcome": how, "bytes": n} for (url, how), n in got.sources.items()],
     }
 
