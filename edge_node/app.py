@@ -31,6 +31,7 @@ from shared.errors import ConfigError
 from shared.link import LinkPolicy
 from shared.metrics import Metrics
 from shared.node import State
+from shared.pins import parse_pins
 from shared.token_file import TokenFile
 from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH
@@ -88,6 +89,7 @@ def build_app(
         settings.node,
         lifetime=settings.ref_lifetime,
         directory=settings.data / "catalog",
+        pins=parse_pins(settings.pins),
     )
     mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     delivery = Delivery(

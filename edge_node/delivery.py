@@ -34,6 +34,7 @@ from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
 from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.rollout import Subject, at_address
 from shared.web.access import private_model, token_text
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
@@ -105,7 +106,7 @@ class Delivery:
 
     async def _layout(self, request: web.Request, path: TaskPath | FilePath) -> web.StreamResponse:
         """A task or a file: many slices, their sizes known from the manifest."""
-        found = await self._catalog.resolve(path.model, path.ref)
+        found = await self._catalog.resolve(path.model, path.ref, self.who(request))
         private = private_model(request)
         self._favour(found.manifest, private)
         shown = representation.of_path(path, found.manifest)
@@ -206,9 +207,13 @@ class Delivery:
 
     # The rest of the read surface
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
+    def who(self, request: web.Request) -> Subject:
+        """By this node's region and the client's address."""
+        return at_address(request.remote, self._region)
+
+    async def resolve(self, model: str, ref: str, who: Subject) -> Resolved:
         """A manifest, from the catalog."""
-        return await self._catalog.resolve(model, ref)
+        return await self._catalog.resolve(model, ref, who)
 
     async def refs(self, model: str) -> Mapping[str, Digest]:
         """As the signed metadata has them."""

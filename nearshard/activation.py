@@ -66,9 +66,7 @@ class Activation:
             return self._switch(ref, Switch(now.previous, left=now.active), now)
 
     def _switch(self, ref: str, new: Switch, now: Switch | None) -> Switch:
-        before = now and now.active
-        if now and now.active == new.active:
-            before = now.previous
+        before = None if now is None else now.previous if now.active == new.active else now.active
         new = replace(new, previous=before, time=self._clock.time())
         self._switches.switch(ref, new)
         return new

@@ -29,6 +29,7 @@ import aiohttp
 from nearshard.activation import Activation
 from nearshard.assembly import Assembly, read_shard
 from nearshard.beside import Beside, absent
+from nearshard.client_id import client_id
 from nearshard.guide import Guide, parse_routers
 from nearshard.kept import Kept
 from nearshard.landing import MemoryLanding
@@ -69,6 +70,8 @@ from shared.layout import Layout
 from shared.link import Link
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
+from shared.pins import parse_pins, pinned
+from shared.rollout import Subject
 from shared.tokens import Right, read_claims
 from shared.trust import Target
 from shared.trust_file import TrustFile, read_root
@@ -121,6 +124,7 @@ class Client:
         repository: Path | None = None,
         manners: Manners | None = None,
         clock: Clock | None = None,
+        pins: Sequence[str] = (),
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
@@ -130,8 +134,10 @@ class Client:
         once; as many as the links are worth by default. ``waiting``: told how far it is while an origin gets a model
         from the hub that it mirrors. ``repository``: directory of a local repository that all is kept in; by default
         what is fetched to an output is there only, and all else in the user's repository. ``manners``: rates, windows,
-        metered, proxy (``parse_manners``). Raises RequestError, BadId, ConfigError."""
+        metered, proxy (``parse_manners``). ``pins``: refs that mean one revision here, whatever is signed, each
+        ``MODEL@REF=sha256:…``. Raises RequestError, BadId, ConfigError."""
         self._waiting = waiting
+        self._pins = parse_pins(pins)
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
@@ -307,6 +313,14 @@ class Client:
         return (await self._target(model, ref)).revision
 
     async def _target(self, model: str, ref: str) -> Target:
+        """What the ref means to this client, by its id and its region where a rollout is under way."""
+        target = await self._signed_target(model, ref)
+        if target.rollout is None:
+            return target
+        key = await asyncio.to_thread(client_id)
+        return target.meant_for(model, ref, Subject(key, self._region or self._guide.region))
+
+    async def _signed_target(self, model: str, ref: str) -> Target:
         await self._guide.ready()
         if self._trusted is None:
             self._trusted = await asyncio.to_thread(self._make_trusted)
@@ -396,9 +410,9 @@ class Client:
         )
 
     def _stays_at(self, model: str, ref: str) -> Digest | None:
-        """The revision that somebody has this repository stay at, whatever the ref means."""
+        """The revision that somebody has this client or its repository stay at, whatever the ref means."""
         now = Switches(self.repository.root, model).now(ref)
-        return now.active if now and now.stays else None
+        return pinned(self._pins, model, ref, "") or (now.active if now and now.stays else None)
 
     def _kept_manifest(self, model: str, revision: Digest) -> Manifest:
         """From the repository. Raises NotFound, IntegrityError."""
@@ -613,6 +627,7 @@ class SyncClient:
         waiting: Waiting = lambda _: None,
         repository: Path | None = None,
         manners: Manners | None = None,
+        pins: Sequence[str] = (),
     ) -> None:
         """See ``Client``."""
         self._make = partial(
@@ -627,6 +642,7 @@ class SyncClient:
             waiting=waiting,
             repository=repository,
             manners=manners,
+            pins=pins,
         )
 
     def _run(self, call: Callable[[Client], Awaitable[T]]) -> T:

@@ -44,7 +44,9 @@ from shared.metrics import Metrics
 from shared.nearness import Nearness
 from shared.node import Node, State
 from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
+from shared.pins import parse_pins
 from shared.representation import Representation
+from shared.rollout import Subject, at_address
 from shared.routing import Choice
 from shared.token_file import TokenFile
 from shared.trust_file import TrustFile, read_root
@@ -125,7 +127,9 @@ class RouterTier:
         """What will be sent; None while no origin answers, when a node may still know."""
         try:
             require_known(request)
-            return representation.of_path(path, (await self._catalog.resolve(path.model, path.ref)).manifest)
+            return representation.of_path(
+                path, (await self._catalog.resolve(path.model, path.ref, self.who(request))).manifest
+            )
         except UpstreamError:
             return None
 
@@ -152,11 +156,16 @@ class RouterTier:
         urls = [base + target for base in self._bases(choices[: self._count])]
         return Route(key, choices, urls)
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
+    def who(self, request: web.Request) -> Subject:
+        """By the client's region and address: the same at every router."""
+        found = self.find(request)
+        return at_address(found.address, found.region)
+
+    async def resolve(self, model: str, ref: str, who: Subject) -> Resolved:
         """A manifest, from the catalog."""
         if not self._origins and not self._registry.snapshot.nodes:
             raise UpstreamError(code="no_nodes")
-        return await self._catalog.resolve(model, ref)
+        return await self._catalog.resolve(model, ref, who)
 
     async def refs(self, model: str) -> Mapping[str, Digest]:
         """As the signed metadata has them."""
@@ -324,7 +333,15 @@ def build_app(
         name="router",
         file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
     )
-    catalog = Catalog(sessions, settings.origin, trusted, clock, "router", lifetime=settings.ref_lifetime)
+    catalog = Catalog(
+        sessions,
+        settings.origin,
+        trusted,
+        clock,
+        "router",
+        lifetime=settings.ref_lifetime,
+        pins=parse_pins(settings.pins),
+    )
     mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(

@@ -52,6 +52,7 @@ from shared.errors import (
 from shared.ids import is_commit, parse_model, parse_ref
 from shared.keys import parse_public
 from shared.manifest import MAX_MANIFEST
+from shared.rollout import Rollout, Subject, meant_for
 from shared.trust_names import (
     ACCESS,
     LIFETIMES,
@@ -103,6 +104,15 @@ class Target:
     private: bool
     commit: str = ""
     """What the hub that it was taken from calls it, where the publisher says so: 40 hex digits."""
+    rollout: Rollout | None = None
+    """By which it means another revision to some."""
+
+    def meant_for(self, model: str, ref: str, who: Subject) -> Target:
+        """What the ref means to ``who``."""
+        rule = self.rollout
+        if rule is None or not meant_for(rule, model, ref, who):
+            return self
+        return replace(self, revision=rule.revision, length=rule.size, commit="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -726,4 +736,9 @@ def _read_target(role: str, target: TargetFile) -> Target:
     source = custom.get("source") if isinstance(custom, dict) else None
     commit = source.get("commit") if isinstance(source, dict) else None
     known = commit if isinstance(commit, str) and is_commit(commit) else ""
-    return Target(revision, target.length, published, role == private_role(role.partition("~")[0]), known)
+    rule = custom.get("rollout") if isinstance(custom, dict) else None
+    try:
+        rollout = None if rule is None else Rollout.parse(rule)
+    except (BadId, ValueError, KeyError, TypeError) as error:
+        raise TrustError(f"{role} has a target with a wrong rollout") from error
+    return Target(revision, target.length, published, role == private_role(role.partition("~")[0]), known, rollout)
