@@ -115,12 +115,16 @@ def build_app(
 
     round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)
 
+    def state() -> State:
+        trials = tuple(delivery.canary.trials())
+        return State(delivery.in_flight, operations.draining, round_trips.nearest(), trials)
+
     def record() -> dict[str, Any]:
         return {
             "url": advertised,
             "region": settings.region,
             "weight": settings.weight,
-            **State(delivery.in_flight, operations.draining, round_trips.nearest()).record(),
+            **state().record(),
         }
 
     membership = Membership(

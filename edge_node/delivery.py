@@ -15,11 +15,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from edge_node.cache import Cache, Reader
+from edge_node.canary import Canary
 from edge_node.peers import HOP
 from edge_node.shard_key import ShardKey, shard_key
 from edge_node.short_path import ShortPath
@@ -90,8 +92,15 @@ class Delivery:
         """What the metrics were told of counts and bytes."""
         self._metrics = metrics
         metrics.before_render.append(self._tell_metrics)
+        self.canary = Canary(clock, trusted.on_trial)
         self.short_path = ShortPath(
-            cache, node, server, clock, self._count, lambda: upstreams.peers.epoch, known_public
+            cache,
+            node,
+            server,
+            clock,
+            self._count,
+            lambda: upstreams.peers.epoch,
+            lambda model: known_public(model) and not self.canary.watches(model),  # which is counted here
         )
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
@@ -122,8 +131,10 @@ class Delivery:
         sizes = found.manifest.shards
         wanted = (Wanted(shard_key(s.digest, private), sizes[s.digest], s.offset, s.length) for s in slices)
         verified = isinstance(path, HubPath)
-        async with aclosing(self._pieces(wanted, from_above=above, verified=verified)) as pieces:
-            return await send(request, shown, decision, span, pieces, fields)
+        whole = request.method == "GET" and isinstance(decision, Whole)
+        with self.canary.counted(path.model, found.manifest.revision, whole=whole):
+            async with aclosing(self._pieces(wanted, from_above=above, verified=verified)) as pieces:
+                return await send(request, shown, decision, span, pieces, fields)
 
     def _favour(self, manifest: Manifest, private: str) -> None:
         """Remember the shards of a small model: they are evicted after all others."""
@@ -251,6 +262,7 @@ class Delivery:
             "upstream_bytes": self._upstreams.received.total() - self._upstreams.received[Outcome.FILL_PEER],
             "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
             "trust": self._trusted.status(),
+            "trials": [asdict(trial) for trial in self.canary.trials()],
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }

@@ -11,7 +11,7 @@ import hashlib
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -49,6 +49,7 @@ from shared.representation import Representation
 from shared.rollout import Subject, at_address
 from shared.routing import Choice
 from shared.token_file import TokenFile
+from shared.trials import by_site
 from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
@@ -215,8 +216,35 @@ class RouterTier:
             "degraded": self._registry.degraded,
             "membership": self._membership(),
             "trust": self._trusted.status(),
+            "rollouts": await self._rollouts(),
             "nodes": self._selection.nodes(),
         }
+
+    async def _rollouts(self) -> list[dict[str, Any]]:
+        """What is being rolled out of public models, and what nodes have seen of it, site by site."""
+        told = [
+            (node.region, trial)
+            for node in self._registry.snapshot.nodes.values()
+            for trial in self._registry.states.get(node.id, State()).trials
+        ]
+        for model in {trial.model for _, trial in told}:
+            with suppress(UpstreamError):
+                await self._trusted.refs(model)  # so that it is known here what is being rolled out of it
+        return [
+            {
+                "model": model,
+                "ref": ref,
+                "means": target.revision,
+                **(target.rollout.record() if target.rollout else {}),
+                "results": by_site(
+                    (site, trial)
+                    for site, trial in told
+                    if trial.model == model and trial.revision in self._trusted.on_trial(model)
+                ),
+            }
+            for model, refs in sorted(self._trusted.rollouts().items())
+            for ref, target in sorted(refs.items())
+        ]
 
     def not_ready(self) -> str:
         """A router can always answer: with no node left, it names the origin."""

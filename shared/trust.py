@@ -181,6 +181,8 @@ class Verified:
     """By model and ref."""
     models: frozenset[str]
     ours: Mapping[str, Any]
+    rollouts: Mapping[str, Mapping[str, Target]]
+    """Of the targets those with a rollout, by model and ref."""
 
 
 class Trust:
@@ -365,6 +367,22 @@ class Trust:
     def public(self) -> Mapping[str, frozenset[str]]:
         """The models that are for everybody, by the role that says so."""
         return {name: role.models for name, role in self._roles.items() if name != ACCESS and not private_org(name)}
+
+    def rollouts(self) -> Mapping[str, Mapping[str, Target]]:
+        """By public model and ref what is being rolled out, as far as roles are loaded."""
+        roles = [role for name, role in self._roles.items() if name != ACCESS and not private_org(name)]
+        return {model: refs for role in roles for model, refs in role.rollouts.items()}
+
+    def on_trial(self, model: str) -> frozenset[Digest]:
+        """The revisions of a public model that are in a rollout, new and old."""
+        role = self._roles.get(public_role(org_of(model)))
+        refs = role.rollouts.get(model, {}) if role else {}
+        return frozenset(
+            revision
+            for found in refs.values()
+            if found.rollout
+            for revision in (found.revision, found.rollout.revision)
+        )
 
     def access(self, now: float) -> Mapping[str, Any] | None:
         """What role ``access`` says in our own field; None where there is none that is good now."""
@@ -708,7 +726,11 @@ def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: byte
     ours = signed.unrecognized_fields.get(_FIELD)
     models = frozenset(model for model, _ in found)
     expires = signed.expires.timestamp()
-    return Verified(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {})
+    rollouts: dict[str, dict[str, Target]] = {}
+    for (model, ref), meant in found.items():
+        if meant.rollout:
+            rollouts.setdefault(model, {})[ref] = meant
+    return Verified(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {}, rollouts)
 
 
 def _place(role: str, path: str) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,9 +161,7 @@ def test_a_client_and_a_site_stay_at_what_they_are_pinned_to(sites: Sites) -> No
     pin = f"{MODEL}@main={sites.second}"
     edge = sites.lab.edge(sites.origin, region="north", node="pinned", pins=json.dumps([pin]))
     router = sites.lab.router(sites.origin, pins=json.dumps([f"{pin}@north"]))
-    sites.roll("canary", "--sites", "south", "--percent", "100")
     assert sites.plain(router.url, **{"Nearshard-Region": "north"}).endswith(sites.second)
-    sites.roll("--rollback")
     assert sites.plain(router.url, **{"Nearshard-Region": "south"}).endswith(sites.first)
     assert sites.plain(edge.url) == sites.plain(edge.url, f"/shards/{MODEL}@{sites.second}")
     assert sites.ours("north") == sites.first
@@ -170,3 +169,28 @@ def test_a_client_and_a_site_stay_at_what_they_are_pinned_to(sites: Sites) -> No
     assert result(got)["revision"] == sites.second
     bad = command("get", MODEL, "--router", sites.router.url, "--pin", f"{MODEL}=main", check=False)
     assert bad.returncode == 2 and "digest" in bad.stderr
+
+
+def test_a_router_says_how_the_revisions_do_site_by_site(sites: Sites) -> None:
+    sites.roll("canary", "--sites", "north")
+    for edge in sites.edges.values():  # they hear of it from the router, through an origin that has it
+        wait_until(lambda edge=edge: sites.plain(edge.url) and edge.status()["trials"], "the edge counts")
+    for region in ("north", "south", "south"):
+        connection = urllib.request.Request(
+            f"{sites.router.url}/shards/{MODEL}:half", headers={"Nearshard-Region": region}
+        )
+        with urllib.request.urlopen(connection, timeout=10) as answer:
+            assert answer.read()
+
+    def results() -> dict[tuple[str, str], dict[str, Any]]:
+        (rollout,) = sites.router.status()["rollouts"]
+        assert (rollout["model"], rollout["ref"], rollout["revision"]) == (MODEL, "main", sites.second)
+        assert (rollout["means"], rollout["sites"], rollout["percent"]) == (sites.first, ["north"], 100)
+        found = {(result["site"], result["revision"]): result for result in rollout["results"]}
+        timed = {key for key, result in found.items() if result["ready_p50_ms"] is not None}
+        return found if timed == {("north", sites.second), ("south", sites.first)} else {}
+
+    found = wait_until(results, "the router has heard of both")
+    assert all(result["errors"] == 0 and result["requests"] >= 2 for result in found.values())
+    sites.roll("--rollback")
+    assert sites.router.status()["rollouts"] == []

@@ -49,6 +49,7 @@ PURE = [
     "origin.rollout",
     "shared.rollout",
     "shared.pins",
+    "shared.trials",
     "nearshard.doctor.facts",
     "nearshard.doctor.checks",
     "nearshard.doctor.mending",
