@@ -33,6 +33,7 @@ from shared.errors import ConfigError
 from shared.link import LinkPolicy
 from shared.metrics import Metrics
 from shared.node import State
+from shared.pins import parse_pins
 from shared.token_file import TokenFile
 from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH
@@ -90,6 +91,7 @@ def build_app(
         settings.node,
         lifetime=settings.ref_lifetime,
         directory=settings.data / "catalog",
+        pins=parse_pins(settings.pins),
     )
     mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     recipes = Recipes()
@@ -121,12 +123,16 @@ def build_app(
 
     round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)
 
+    def state() -> State:
+        trials = tuple(delivery.canary.trials())
+        return State(delivery.in_flight, operations.draining, round_trips.nearest(), trials)
+
     def record() -> dict[str, Any]:
         return {
             "url": advertised,
             "region": settings.region,
             "weight": settings.weight,
-            **State(delivery.in_flight, operations.draining, round_trips.nearest()).record(),
+            **state().record(),
         }
 
     membership = Membership(

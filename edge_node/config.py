@@ -9,6 +9,7 @@ from pydantic import AfterValidator, ByteSize, Field, model_validator
 
 from shared.config import HttpUrl, Name, ServiceSettings, TrustRoot, size
 from shared.link import parse_window
+from shared.pins import check_pin
 from shared.proxy import parse_proxy
 
 PROFILES: dict[str, dict[str, Any]] = {"gateway": {"memory": "64MiB", "disk": "2GiB", "small_model": "500MB"}}
@@ -71,6 +72,9 @@ class EdgeSettings(ServiceSettings):
     scrub: float = Field(86_400.0, ge=0, description="Seconds in which the disk cache is read through once; 0: never.")
     admin_port: int = Field(0, ge=0, le=65535, description="Loopback port for operators; 0 picks a free one.")
     ref_lifetime: float = Field(5.0, ge=0, description="Seconds a ref is used before it is revalidated.")
+    pins: list[Annotated[str, AfterValidator(check_pin)]] = Field(
+        default_factory=list, description="Refs that mean one revision at this node: MODEL@REF=sha256:…"
+    )
     heartbeat: float = Field(2.0, gt=0, le=60, description="Seconds between heartbeats.")
     measure: float = Field(
         30.0, ge=0, le=3600, description="Seconds between two measurements of round trips to other regions; 0: none."

@@ -15,11 +15,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from aiohttp import web
 
 from edge_node.cache import Cache, Reader
+from edge_node.canary import Canary
 from edge_node.peers import AS_IS, HOP, ONLY_IF_CACHED
 from edge_node.reach import Reach
 from edge_node.recipes import Recipes
@@ -38,6 +40,7 @@ from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
 from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.rollout import Subject, at_address
 from shared.web.access import private_model, token_text
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
@@ -96,8 +99,15 @@ class Delivery:
         """What the metrics were told of counts and bytes."""
         self._metrics = metrics
         metrics.before_render.append(self._tell_metrics)
+        self.canary = Canary(clock, trusted.on_trial)
         self.short_path = ShortPath(
-            cache, node, server, clock, self._count, lambda: upstreams.peers.epoch, known_public
+            cache,
+            node,
+            server,
+            clock,
+            self._count,
+            lambda: upstreams.peers.epoch,
+            lambda model: known_public(model) and not self.canary.watches(model),  # which is counted here
         )
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
@@ -112,7 +122,7 @@ class Delivery:
 
     async def _layout(self, request: web.Request, path: TaskPath | FilePath) -> web.StreamResponse:
         """A task or a file: many slices, their sizes known from the manifest."""
-        found = await self._catalog.resolve(path.model, path.ref)
+        found = await self._catalog.resolve(path.model, path.ref, self.who(request))
         private = private_model(request)
         self._favour(found.manifest, private)
         self._recipes.learn(found.manifest, private)
@@ -129,8 +139,10 @@ class Delivery:
         sizes = found.manifest.shards
         wanted = (Wanted(shard_key(s.digest, private), sizes[s.digest], s.offset, s.length) for s in slices)
         verified = isinstance(path, HubPath)
-        async with aclosing(self._pieces(wanted, reach, verified=verified)) as pieces:
-            return await send(request, shown, decision, span, pieces, fields)
+        whole = request.method == "GET" and isinstance(decision, Whole)
+        with self.canary.counted(path.model, found.manifest.revision, whole=whole):
+            async with aclosing(self._pieces(wanted, reach, verified=verified)) as pieces:
+                return await send(request, shown, decision, span, pieces, fields)
 
     def _favour(self, manifest: Manifest, private: str) -> None:
         """Remember the shards of a small model: they are evicted after all others."""
@@ -219,9 +231,13 @@ class Delivery:
 
     # The rest of the read surface
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
+    def who(self, request: web.Request) -> Subject:
+        """By this node's region and the client's address."""
+        return at_address(request.remote, self._region)
+
+    async def resolve(self, model: str, ref: str, who: Subject) -> Resolved:
         """A manifest, from the catalog."""
-        found = await self._catalog.resolve(model, ref)
+        found = await self._catalog.resolve(model, ref, who)
         self._recipes.learn(found.manifest, "" if self._trusted.known_public(model) else model)
         return found
 
@@ -262,6 +278,7 @@ class Delivery:
             "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
             "deltas": self._rebuilt(),
             "trust": self._trusted.status(),
+            "trials": [asdict(trial) for trial in self.canary.trials()],
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }

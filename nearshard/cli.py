@@ -19,6 +19,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
     "import": ("origin.import_command", "Publish a model from another hub, network or directory."),
     "publish": ("origin.publish_command", "Publish a model directory."),
+    "rollout": ("origin.rollout_command", "Let a ref mean a new revision to some, then more, then all."),
     "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
     "gc": ("origin.gc_command", "Remove what no revision that is kept refers to."),
     "origin": ("origin", "Run an origin."),
@@ -28,7 +29,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = {
 
 MODULES: Mapping[str, tuple[str, ...]] = {
     "nearshard.commands.fetch": ("get", "pull", "repair"),
-    "nearshard.commands.repository": ("ls", "show", "verify", "rm"),
+    "nearshard.commands.repository": ("ls", "show", "verify", "activate", "rollback", "rm"),
     "nearshard.commands.up": ("up",),
     "nearshard.commands.nodes": ("preheat", "pin", "purge", "link", "drain"),
     "nearshard.commands.delta": ("delta",),

@@ -27,8 +27,10 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 
+from nearshard.activation import Activation
 from nearshard.assembly import Assembly, Places, read_shard
 from nearshard.beside import Beside, absent, earlier
+from nearshard.client_id import client_id
 from nearshard.guide import Guide, parse_routers
 from nearshard.kept import Kept
 from nearshard.manners import Manners
@@ -38,6 +40,7 @@ from nearshard.opened import AHEAD, BlockingFile, OpenFile, running
 from nearshard.rebuilding import Find, Rebuilding, Tally, choose
 from nearshard.repository import Found, Links, Repository
 from nearshard.room import check_room
+from nearshard.switches import Switches
 from nearshard.tensors import Framework, load
 from nearshard.transfer import Meter, Progress, Transfer, base_of
 from shared import codec, plan
@@ -69,6 +72,8 @@ from shared.layout import Layout
 from shared.link import Link
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.paths import manifest_path, task_path
+from shared.pins import parse_pins, pinned
+from shared.rollout import Subject
 from shared.tokens import Right, read_claims
 from shared.trust import Target
 from shared.trust_file import TrustFile, read_root
@@ -101,6 +106,8 @@ class Got:
     """Bytes of shards that did not have to be moved: they were here, or came as deltas or compressed."""
     refused: int = 0
     """Shards that came whole because a delta was wrong, or could not be had or used."""
+    active: Path | None = None
+    """Where programs find this revision, if it is what the ref's path in the repository leads to."""
 
 
 class Client:
@@ -123,6 +130,7 @@ class Client:
         repository: Path | None = None,
         manners: Manners | None = None,
         clock: Clock | None = None,
+        pins: Sequence[str] = (),
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
@@ -132,8 +140,10 @@ class Client:
         once; as many as the links are worth by default. ``waiting``: told how far it is while an origin gets a model
         from the hub that it mirrors. ``repository``: directory of a local repository that all is kept in; by default
         what is fetched to an output is there only, and all else in the user's repository. ``manners``: rates, windows,
-        metered, proxy (``parse_manners``). Raises RequestError, BadId, ConfigError."""
+        metered, proxy (``parse_manners``). ``pins``: refs that mean one revision here, whatever is signed, each
+        ``MODEL@REF=sha256:…``. Raises RequestError, BadId, ConfigError."""
         self._waiting = waiting
+        self._pins = parse_pins(pins)
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
@@ -312,6 +322,14 @@ class Client:
         return (await self._target(model, ref)).revision
 
     async def _target(self, model: str, ref: str) -> Target:
+        """What the ref means to this client, by its id and its region where a rollout is under way."""
+        target = await self._signed_target(model, ref)
+        if target.rollout is None:
+            return target
+        key = await asyncio.to_thread(client_id)
+        return target.meant_for(model, ref, Subject(key, self._region or self._guide.region))
+
+    async def _signed_target(self, model: str, ref: str) -> Target:
         await self._guide.ready()
         if self._trusted is None:
             self._trusted = await asyncio.to_thread(self._make_trusted)
@@ -372,6 +390,8 @@ class Client:
         length: int | None = None
         if is_revision(ref):
             revision = as_revision(ref)
+        elif stays_at := await asyncio.to_thread(self._stays_at, model, ref):
+            revision = stays_at
         else:
             target = await self._target(model, ref)
             revision, length = target.revision, target.length
@@ -397,6 +417,11 @@ class Client:
             missing="unknown_revision",
             immutable=True,
         )
+
+    def _stays_at(self, model: str, ref: str) -> Digest | None:
+        """The revision that somebody has this client or its repository stay at, whatever the ref means."""
+        now = Switches(self.repository.root, model).now(ref)
+        return pinned(self._pins, model, ref, "") or (now.active if now and now.stays else None)
 
     def _kept_manifest(self, model: str, revision: Digest) -> Manifest:
         """From the repository. Raises NotFound, IntegrityError."""
@@ -514,7 +539,7 @@ class Client:
     ) -> Got:
         """Files at ``targets`` (by default where the repository shows them), from the repository where there is one."""
         started, tally = time.perf_counter(), Tally()
-        wanted = links if targets is None else targets
+        wanted, active = links if targets is None else targets, None
         missing = {} if targets is None else await asyncio.to_thread(absent, targets, force=force)
         if missing and self._repository:
             await asyncio.to_thread(
@@ -522,6 +547,7 @@ class Client:
             )
         if targets is None or (missing and self._repository):
             repository = await self._keep(manifest, ref, links, urls, tally, progress)
+            active = await asyncio.to_thread(self._activate, manifest, ref)
             await asyncio.to_thread(repository.deliver, manifest.model, missing)
         elif missing:
             assembly = await asyncio.to_thread(Beside, missing, manifest.shards)
@@ -529,7 +555,7 @@ class Client:
                 places = await self._earlier(manifest, missing)
                 await self._fetch_all(manifest, assembly, places, urls, tally, progress)
                 await asyncio.to_thread(assembly.finish, missing)
-        return _got(manifest, wanted, tally, started)
+        return replace(_got(manifest, wanted, tally, started), active=active)
 
     async def _earlier(self, manifest: Manifest, targets: Mapping[Path, Layout]) -> Places:
         """What files of the revision before have of this one, where they are about to be replaced by it."""
@@ -540,6 +566,13 @@ class Client:
         except NearshardError:  # its manifest may be gone: then what these files have is not known
             return {}
         return await asyncio.to_thread(earlier, targets, before)
+
+    def _activate(self, manifest: Manifest, ref: str) -> Path | None:
+        """All is here that was asked for: have the path of the ref lead there; None where it does not. Raises
+        DiskError."""
+        if is_revision(ref) or not Activation(self.repository, manifest.model, self._clock).follow(manifest, ref):
+            return None
+        return Switches(self.repository.root, manifest.model).path(ref)
 
     def _found_by(self, manifest: Manifest, ref: str) -> Found:
         """How a revision was found."""
@@ -599,6 +632,7 @@ class SyncClient:
         waiting: Waiting = lambda _: None,
         repository: Path | None = None,
         manners: Manners | None = None,
+        pins: Sequence[str] = (),
     ) -> None:
         """See ``Client``."""
         self._make = partial(
@@ -613,6 +647,7 @@ class SyncClient:
             waiting=waiting,
             repository=repository,
             manners=manners,
+            pins=pins,
         )
 
     def _run(self, call: Callable[[Client], Awaitable[T]]) -> T:

@@ -107,6 +107,11 @@ class Guide:
             await asyncio.shield(self._ask_anew())
         return self._owners is not None
 
+    @property
+    def region(self) -> str:
+        """Where a router has found this client to be; empty where none was asked."""
+        return self._owners.view.region if self._owners else ""
+
     async def renew(self) -> None:
         """Have a newer view if there is one: everybody whom this one names has failed."""
         self._news = self._owners is not None

@@ -7,6 +7,7 @@
     models/<org>/<name>/blobs/<SHA-256>               the bytes, each once: files and bodies of tasks, named by content
     models/<org>/<name>/<commit>/files/<path>         the model's files: hard links to blobs
     models/<org>/<name>/<commit>/tasks/<task>/<name>  a task's body and small files: hard links to blobs
+    models/<org>/<name>/refs/<ref>                    to the revision that programs run (``nearshard.switches``)
     models/<org>/<name>/partial/                      what is being fetched (``nearshard.assembly``)
     models/<org>/<name>/lock                          held by who fetches or removes
 
@@ -32,6 +33,7 @@ from typing import Any
 
 from nearshard.assembly import MODE, Assembly, Place, damage, homes
 from nearshard.placing import link, on_disk, place
+from nearshard.switches import Switches
 from shared import manifest as manifests
 from shared.clock import Clock, SystemClock
 from shared.codec import decode_json, encode_json
@@ -52,6 +54,12 @@ Stamp = tuple[int, int]
 
 class InUse(LocalError):
     """Another process is fetching what should be removed."""
+
+    code = "in_use"
+
+
+class Active(LocalError):
+    """What should be removed is what programs run."""
 
     code = "in_use"
 
@@ -373,18 +381,22 @@ class Repository:
 
     # Removing
 
-    def remove(self, model: str, ref: str = "", task: str = "") -> int:
+    def remove(self, model: str, ref: str = "", task: str = "", *, force: bool = False) -> int:
         """Remove a model, a revision of it (by digest, or a ref that it was fetched by), or one task of these.
 
-        The bytes that are free now. Raises NotFound, InUse, DiskError.
+        ``force``: also of what is active. The bytes that are free now. Raises NotFound, InUse, Active, DiskError.
         """
-        revisions = self.revisions(model, ref)
-        with on_disk(), self._alone(model):
+        revisions, switches = self.revisions(model, ref), Switches(self.root, model)
+        with on_disk(), self._alone(model), switches.locked():
+            for name, switch in {} if force else switches.all().items():
+                if switch.active in revisions:
+                    raise Active(f"{switch.active[:19]} is active as {model}@{name}; --force removes it all the same")
             before = _size(self.folder(model))
             for revision in revisions:
                 self._remove_links(model, revision, task)
             with self._changing() as index:
                 self._forget(index, model, revisions)
+                switches.forget(set(revisions) - index.get(model, ModelIndex()).revisions.keys())
             self._sweep(model)
             return before - _size(self.folder(model))
 

@@ -33,6 +33,7 @@ from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.rollout import NOBODY, Subject, at_address
 from shared.web.access import Gate, private_model
 from shared.web.announce import Announcer
 from shared.web.hub import add_hub_routes
@@ -58,9 +59,14 @@ class OriginTier:
         self._metrics = metrics
         self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
+    def who(self, request: web.Request) -> Subject:
+        """By the client's address; of a site only where it says so."""
+        said = request.query.get("region") or request.headers.get("Nearshard-Region", "")
+        return at_address(request.remote, said or "")
+
+    async def resolve(self, model: str, ref: str, who: Subject = NOBODY) -> Resolved:
         """The manifest of a ref, revision or commit. Raises NotFound."""
-        revision = await (self._of_commit(model, ref) if is_commit(ref) else self._trust.resolve(model, ref))
+        revision = await (self._of_commit(model, ref) if is_commit(ref) else self._trust.resolve(model, ref, who))
         manifest = self._manifests.get(revision)
         if manifest is None or manifest.model != model:
             manifest = await self._storage.manifest(model, revision)
@@ -68,14 +74,15 @@ class OriginTier:
         self._manifests.move_to_end(revision)
         while len(self._manifests) > MANIFESTS:
             self._manifests.popitem(last=False)
-        return Resolved(manifest, self._fields(model, ref), known_as=await self._known_as(model, ref))
+        return Resolved(manifest, self._fields(model, ref), known_as=await self._known_as(model, ref, revision))
 
-    async def _known_as(self, model: str, ref: str) -> str:
+    async def _known_as(self, model: str, ref: str, revision: Digest) -> str:
         """The commit of another hub that a ref was taken from."""
         if is_commit(ref) or is_revision(ref):
             return ref if is_commit(ref) else ""
-        source = (await self._trust.ref(model, ref)).source
-        return source.commit if source and is_commit(source.commit) else ""
+        found = await self._trust.ref(model, ref)
+        known = found.source and found.revision == revision and is_commit(found.source.commit)
+        return found.source.commit if found.source and known else ""
 
     def _fields(self, model: str, ref: str) -> Mapping[str, str]:
         """What is to be said of a ref that was mirrored."""
@@ -88,6 +95,8 @@ class OriginTier:
             for ref in (await self._trust.refs(model)).values():
                 if ref.source and ref.source.commit == commit:
                     return ref.revision
+                if ref.rollout and commit_of(ref.rollout.revision) == commit:
+                    return ref.rollout.revision
         for revisions in (list((await self.refs(model)).values()), await self._storage.revisions(model)):
             for revision in revisions:
                 if commit_of(revision) == commit:
@@ -154,7 +163,7 @@ class OriginTier:
         if isinstance(path, BlobPath):
             shown = representation.of_blob(path.digest, await self._storage.blob_size(path.digest, path.model))
         else:
-            shown = representation.of_path(path, (await self.resolve(path.model, path.ref)).manifest)
+            shown = representation.of_path(path, (await self.resolve(path.model, path.ref, self.who(request))).manifest)
         decision, span = decide(request, shown)
         fields = {} if isinstance(path, BlobPath) else {"Vary": "Accept", **self._fields(path.model, path.ref)}
         pieces = self._pieces(shown.layout.cut(span), private_model(request), verified=isinstance(path, HubPath))

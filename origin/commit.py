@@ -7,6 +7,8 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
+from tuf.api.metadata import Targets
+
 from origin import signing
 from origin.keeping import claim
 from origin.keyring import Keyring
@@ -94,6 +96,49 @@ def publisher_keys(state: State, model: str, ring: Keyring, *, private: bool) ->
     return held
 
 
+Edit = Callable[[Targets, datetime], None]
+"""Changes a role's next version, that is signed at this time."""
+
+
+async def sign_role(
+    signed: Signed,
+    ring: Keyring,
+    now: Callable[[], datetime],
+    model: str,
+    prepare: Callable[[State], Edit | None],
+    *,
+    private: bool,
+) -> bool:
+    """Sign a change of what the refs of a model's organisation mean; again on top of others where they are faster.
+
+    ``prepare`` says what is to be changed in a state, if anything. Gives whether anything was. Raises what it raises,
+    Conflict, RequestError (``not_publisher``).
+    """
+    role = role_of(model, private=private)
+    for _ in range(ATTEMPTS):
+        state = await signed.state(role)
+        check_visibility(state, model, private=private)
+        edit = prepare(state)
+        if edit is None:
+            return False
+        keys, at = publisher_keys(state, model, ring, private=private), now()
+        try:
+            if empty := missing_roles(state, org_of(model), keys, at):  # the organisation's first publish
+                for name, data in empty.items():
+                    await signed.put_role(name, 1, data)
+                continue
+            old = state.roles[role]
+            made = signing.next_of(old, at, role, version=await signed.next_version(role, old.version))
+            edit(made, at)
+            await signed.put_role(role, made.version, signing.sign(made, keys))
+        except Conflict as error:
+            if error.error_code != Conflict.code:
+                raise
+        else:
+            return True
+    raise Conflict("others publish all the time")
+
+
 async def move_ref(
     signed: Signed,
     ring: Keyring,
@@ -106,36 +151,23 @@ async def move_ref(
     *,
     private: bool,
 ) -> bool:
-    """Sign that ``ref`` means ``manifest``, taken from ``source``, which it did not ``before``; again on top of others
-    where they are faster.
+    """Sign that ``ref`` means ``manifest``, taken from ``source``, which it did not ``before``, to everybody: a rollout
+    of it ends.
 
     Raises Conflict (``ref_conflict``) where the ref was moved meanwhile, RequestError (``not_publisher``).
     """
-    role, revision = role_of(model, private=private), manifest.revision
-    for _ in range(ATTEMPTS):
-        state = await signed.state(role)
-        check_visibility(state, model, private=private)
+    revision = manifest.revision
+
+    def prepare(state: State) -> Edit | None:
         current = meaning(state, model, ref, private=private)
         if current and (current.revision, current.source) == (revision, source):
-            return False
+            return None
         if _revision(current) != _revision(before):
             raise Conflict(f"{model}@{ref} was moved by somebody else meanwhile", code="ref_conflict")
-        keys, at = publisher_keys(state, model, ring, private=private), now()
-        try:
-            if empty := missing_roles(state, org_of(model), keys, at):  # the organisation's first publish
-                for name, data in empty.items():
-                    await signed.put_role(name, 1, data)
-                continue
-            old = state.roles[role]
-            made = signing.next_of(old, at, role, version=await signed.next_version(role, old.version))
-            signing.set_ref(made, model, ref, revision, len(manifest.encoded), at, source)
-            await signed.put_role(role, made.version, signing.sign(made, keys))
-        except Conflict as error:
-            if error.error_code != Conflict.code:
-                raise
-        else:
-            return True
-    raise Conflict("others publish all the time")
+        size = len(manifest.encoded)
+        return lambda made, at: signing.set_ref(made, model, ref, revision, size, at, source)
+
+    return await sign_role(signed, ring, now, model, prepare, private=private)
 
 
 def missing_roles(state: State, org: str, keys: list[NodeKey], now: datetime) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from shared.layout import Layout
 from shared.manifest import Manifest
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.representation import BINARY, REVALIDATE, TYPES, Representation
+from shared.rollout import NOBODY, Subject
 from shared.web.access import Gate, mark_private
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, decide, send
@@ -62,7 +63,11 @@ class PassingTier:
     def __init__(self, fetch: Fetch) -> None:
         self._fetch, self._files = fetch, fetch.spool.files
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
+    def who(self, request: web.Request) -> Subject:
+        """Nobody: there is no rollout of what is not published yet."""
+        return NOBODY
+
+    async def resolve(self, model: str, ref: str, who: Subject) -> Resolved:
         """Its files, once the digest of each is known. Raises what the fetch fails with."""
         digests = await asyncio.gather(*(file.known() for file in self._files.values()))
         files = {

@@ -19,17 +19,18 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as Bar
 
 from origin.audit import Audit
-from origin.commit import LocalSink, publisher_keys
+from origin.commit import Edit, LocalSink, publisher_keys, sign_role
 from origin.config import OriginSettings
 from origin.cutting import LIMIT, TARGET
 from origin.deltas import LEAST_GAIN, Making
 from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring
 from origin.model_dir import read_sources
 from origin.model_signature import BUNDLE_FILE, check_signature
-from origin.publish import Published, Sink, publish
+from origin.publish import Published, publish
 from origin.remote import RemoteSink
+from origin.rollout import Asked, decide, write
 from origin.seen import Seen, seen_file
-from origin.signing import key_id
+from origin.signing import Ref, State, key_id
 from origin.storage import Storage
 from origin.trust_setup import delegate_any
 from origin.trust_store import TrustStore
@@ -45,7 +46,8 @@ from shared.web.command import run_program
 from shared.web.session import make_session
 from shared.web.tls import tls_by
 
-Place = Callable[[], AbstractAsyncContextManager[Sink]]
+AnySink = LocalSink | RemoteSink
+Place = Callable[[], AbstractAsyncContextManager[AnySink]]
 """Opens what is published to."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -219,11 +221,38 @@ class Publishing:
         async with self._place() as sink:
             done = await publish(sink, directory, self.model, self.ref, private=self._private, **options)
         if done.changed and not self._afar:
-            state = await TrustStore(Storage(self.where)).state()
-            who = publisher_keys(state, self.model, self._ring, private=self._private)[0]
-            audit = Audit(load(OriginSettings, ["--store", self.where]).audit_file, _now)
-            audit.add("published", key_id(who), model=self.model, ref=self.ref, revision=done.revision)
+            await self._audit("published", revision=done.revision)
         return done
+
+    async def roll_out(self, asked: Asked, routers: list[str]) -> tuple[Ref, bool]:
+        """Change the rollout of the ref; what the ref means then, and whether that is new.
+
+        Raises NotFound, ConfigError, and as ``Sink.begin`` and ``sign_role``."""
+        meant: list[Ref] = []
+
+        def prepare(state: State) -> Edit | None:
+            refs = state.refs(self.model)
+            meant.append(decide(refs, self.model, self.ref, asked))
+            if meant[-1] == refs[self.ref]:
+                return None
+            return lambda role, at: write(role, self.model, self.ref, meant[-1], refs[self.ref], at)
+
+        async with self._place() as sink:
+            await sink.begin(self.model, self.ref, private=self._private)
+            changed = await sign_role(sink, self._ring, _now, self.model, prepare, private=self._private)
+        if changed:
+            await _tell(routers, self.model, self._ca)
+        if changed and not self._afar:
+            rule = meant[-1].rollout
+            await self._audit("rollout", revision=meant[-1].revision, rollout=rule.record() if rule else None)
+        return meant[-1], changed
+
+    async def _audit(self, event: str, **what: object) -> None:
+        """Note what was done to the store at hand."""
+        state = await TrustStore(Storage(self.where)).state()
+        who = publisher_keys(state, self.model, self._ring, private=self._private)[0]
+        audit = Audit(load(OriginSettings, ["--store", self.where]).audit_file, _now)
+        audit.add(event, key_id(who), model=self.model, ref=self.ref, **what)
 
 
 def _now() -> datetime:
@@ -231,14 +260,14 @@ def _now() -> datetime:
 
 
 @asynccontextmanager
-async def _at_hand(store: str, ring: Keyring, model: str) -> AsyncIterator[Sink]:
+async def _at_hand(store: str, ring: Keyring, model: str) -> AsyncIterator[AnySink]:
     trust = TrustStore(Storage(store))
     await delegate_any(trust, ring, org_of(model), _now())
     yield LocalSink(trust, ring, _now)
 
 
 @asynccontextmanager
-async def _from_afar(url: str, root: bytes, ca: Path | None, ring: Keyring, token: str) -> AsyncIterator[Sink]:
+async def _from_afar(url: str, root: bytes, ca: Path | None, ring: Keyring, token: str) -> AsyncIterator[AnySink]:
     async with make_session(tls=tls_by(ca)) as session:
         yield RemoteSink(session, url, root, ring, _now, asyncio.sleep, Seen(seen_file(root)), token)
 

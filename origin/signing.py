@@ -33,6 +33,7 @@ from shared.digest import Digest, hex_of, parse_digest
 from shared.errors import BadId, ConfigError, MetadataInvalid, NotFound, RequestError
 from shared.ids import parse_model, parse_ref
 from shared.keys import NodeKey, check_public
+from shared.rollout import Rollout
 from shared.trust_names import (
     ACCESS,
     LIFETIMES,
@@ -72,13 +73,14 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Ref:
     """What a ref means: a revision, its manifest's size in bytes, since when (ISO 8601, UTC), to whom, and where it was
-    taken from if it was not published here first."""
+    taken from if it was not published here first; ``rollout``: to whom it means another one."""
 
     revision: Digest
     published: str
     size: int
     private: bool = False
     source: Source | None = None
+    rollout: Rollout | None = None
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,10 @@ def ref_of(target: TargetFile, *, private: bool = False) -> Ref:
     try:
         published = str(target.custom["published"])
         revision = parse_digest("sha256:" + target.hashes["sha256"])
-        return Ref(revision, published, target.length, private, _source_of(target.custom.get("source")))
-    except (BadId, KeyError, TypeError) as error:
+        rule = target.custom.get("rollout")
+        rollout = None if rule is None else Rollout.parse(rule)
+        return Ref(revision, published, target.length, private, _source_of(target.custom.get("source")), rollout)
+    except (BadId, KeyError, TypeError, ValueError) as error:
         raise MetadataInvalid(f"the target {target.path!r} is not a ref") from error
 
 
@@ -302,6 +306,16 @@ def set_ref(
         custom["source"] = asdict(source)
     path = target_path(model, ref)
     role.targets[path] = TargetFile(size, {"sha256": hex_of(revision)}, path, {"custom": custom})
+
+
+def set_rollout(role: Targets, model: str, ref: str, rule: Rollout | None) -> None:
+    """Have a ref mean another revision to some, beside the one that it means; None: to nobody any more."""
+    path = target_path(model, ref)
+    before = role.targets[path]
+    custom = {name: value for name, value in (before.custom or {}).items() if name != "rollout"}
+    if rule:
+        custom["rollout"] = rule.record()
+    role.targets[path] = TargetFile(before.length, before.hashes, path, {"custom": custom})
 
 
 def listed(data: bytes, version: int) -> MetaFile:

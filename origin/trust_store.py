@@ -29,6 +29,7 @@ from shared.digest import Digest
 from shared.errors import ConfigError, Conflict, MetadataInvalid, NotFound
 from shared.ids import as_revision, is_revision
 from shared.keys import NodeKey
+from shared.rollout import NOBODY, Subject, meant_for
 from shared.trust_names import (
     ACCESS,
     ROOT,
@@ -93,9 +94,13 @@ class TrustStore(TrustReader):
         """The refs of a model. Raises NotFound for a model that has none."""
         return (await self.state()).refs(model)
 
-    async def resolve(self, model: str, ref: str) -> Digest:
-        """The revision that a ref or revision means. Raises NotFound for a ref."""
-        return as_revision(ref) if is_revision(ref) else (await self.ref(model, ref)).revision
+    async def resolve(self, model: str, ref: str, who: Subject = NOBODY) -> Digest:
+        """The revision that a ref (to ``who``) or revision means. Raises NotFound for a ref."""
+        if is_revision(ref):
+            return as_revision(ref)
+        found = await self.ref(model, ref)
+        rule = found.rollout
+        return rule.revision if rule and meant_for(rule, model, ref, who) else found.revision
 
     async def models(self) -> list[str]:
         """The models that have a ref, sorted."""
@@ -114,7 +119,7 @@ class TrustStore(TrustReader):
                 signed[role] = newest
         found: dict[str, set[Digest]] = {}
         for model, _, ref in (*state.all_refs(), *replace(state, roles=signed).all_refs()):
-            found.setdefault(model, set()).add(ref.revision)
+            found.setdefault(model, set()).update([ref.revision, *([ref.rollout.revision] if ref.rollout else [])])
         return found
 
     async def in_force(self) -> dict[str, int]:

@@ -263,16 +263,22 @@ class Uploads:
             if model != session.model or role != session.role or path not in signed.targets:
                 raise MetadataInvalid("it changes more than the refs of the model that is published")
             meaning = signing.ref_of(signed.targets[path])
-            try:
-                manifest = await self._storage.manifest(model, meaning.revision)
-            except NotFound:
-                raise RequestError("the manifest is missing", code="incomplete") from None
-            if len(manifest.encoded) != meaning.size:
-                raise MetadataInvalid("the manifest has another size")
-            if await self._storage.lacks(manifest.stored, session.space):
-                raise RequestError("a shard of the manifest is missing", code="incomplete")
+            await self._check_whole(session, meaning.revision, meaning.size)
+            if meaning.rollout:
+                await self._check_whole(session, meaning.rollout.revision, meaning.rollout.size)
             changed[ref] = meaning.revision
         return changed
+
+    async def _check_whole(self, session: Session, revision: Digest, size: int) -> None:
+        """Whether a revision of the session's model is here, with all of its shards. Raises RequestError."""
+        try:
+            manifest = await self._storage.manifest(session.model, revision)
+        except NotFound:
+            raise RequestError("the manifest is missing", code="incomplete") from None
+        if len(manifest.encoded) != size:
+            raise MetadataInvalid("the manifest has another size")
+        if await self._storage.lacks(manifest.stored, session.space):
+            raise RequestError("a shard of the manifest is missing", code="incomplete")
 
     async def _session(self, request: web.Request) -> Session:
         request[KIND] = "publish"

@@ -11,7 +11,7 @@ import hashlib
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -44,9 +44,12 @@ from shared.metrics import Metrics
 from shared.nearness import Nearness
 from shared.node import Node, State
 from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath, blob_path
+from shared.pins import parse_pins
 from shared.representation import Representation
+from shared.rollout import Subject, at_address
 from shared.routing import Choice
 from shared.token_file import TokenFile
+from shared.trials import by_site
 from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
@@ -125,7 +128,9 @@ class RouterTier:
         """What will be sent; None while no origin answers, when a node may still know."""
         try:
             require_known(request)
-            return representation.of_path(path, (await self._catalog.resolve(path.model, path.ref)).manifest)
+            return representation.of_path(
+                path, (await self._catalog.resolve(path.model, path.ref, self.who(request))).manifest
+            )
         except UpstreamError:
             return None
 
@@ -152,11 +157,16 @@ class RouterTier:
         urls = [base + target for base in self._bases(choices[: self._count])]
         return Route(key, choices, urls)
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
+    def who(self, request: web.Request) -> Subject:
+        """By the client's region and address: the same at every router."""
+        found = self.find(request)
+        return at_address(found.address, found.region)
+
+    async def resolve(self, model: str, ref: str, who: Subject) -> Resolved:
         """A manifest, from the catalog."""
         if not self._origins and not self._registry.snapshot.nodes:
             raise UpstreamError(code="no_nodes")
-        return await self._catalog.resolve(model, ref)
+        return await self._catalog.resolve(model, ref, who)
 
     async def refs(self, model: str) -> Mapping[str, Digest]:
         """As the signed metadata has them."""
@@ -206,8 +216,35 @@ class RouterTier:
             "degraded": self._registry.degraded,
             "membership": self._membership(),
             "trust": self._trusted.status(),
+            "rollouts": await self._rollouts(),
             "nodes": self._selection.nodes(),
         }
+
+    async def _rollouts(self) -> list[dict[str, Any]]:
+        """What is being rolled out of public models, and what nodes have seen of it, site by site."""
+        told = [
+            (node.region, trial)
+            for node in self._registry.snapshot.nodes.values()
+            for trial in self._registry.states.get(node.id, State()).trials
+        ]
+        for model in {trial.model for _, trial in told}:
+            with suppress(UpstreamError):
+                await self._trusted.refs(model)  # so that it is known here what is being rolled out of it
+        return [
+            {
+                "model": model,
+                "ref": ref,
+                "means": target.revision,
+                **(target.rollout.record() if target.rollout else {}),
+                "results": by_site(
+                    (site, trial)
+                    for site, trial in told
+                    if trial.model == model and trial.revision in self._trusted.on_trial(model)
+                ),
+            }
+            for model, refs in sorted(self._trusted.rollouts().items())
+            for ref, target in sorted(refs.items())
+        ]
 
     def not_ready(self) -> str:
         """A router can always answer: with no node left, it names the origin."""
@@ -324,7 +361,15 @@ def build_app(
         name="router",
         file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
     )
-    catalog = Catalog(sessions, settings.origin, trusted, clock, "router", lifetime=settings.ref_lifetime)
+    catalog = Catalog(
+        sessions,
+        settings.origin,
+        trusted,
+        clock,
+        "router",
+        lifetime=settings.ref_lifetime,
+        pins=parse_pins(settings.pins),
+    )
     mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     nearness = Nearness(settings.coordinates, settings.links)
     regions = Regions(

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from shared.config import HttpUrl, Name, ServiceSettings, TrustRoot
+from shared.pins import check_pin
 
 
 def _cidr(text: str) -> str:
@@ -88,6 +89,9 @@ class RouterSettings(ServiceSettings):
         description='Milliseconds that a link between regions counts as more, as {"north>south": 50}; both ways.',
     )
     probe: float = Field(5.0, ge=0, le=300, description="Seconds between two probes of each node; 0: none.")
+    pins: list[Annotated[str, AfterValidator(check_pin)]] = Field(
+        default_factory=list, description="Refs that mean one revision: MODEL@REF=sha256:…, then @SITE for one region."
+    )
     ref_lifetime: float = Field(2.0, ge=0, description="Seconds a ref is used before it is revalidated.")
     candidates: int = Field(3, ge=1, le=16, description="Nodes named in an answer, best first, before the origin.")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 
+from shared import trials
 from shared.enrolment import MAX_BODY, Told, parse_told
 from shared.errors import RequestError, UpstreamError
 from shared.keys import SIGNATURE
@@ -164,6 +165,6 @@ def moved(old: State, new: State) -> bool:
     def off(a: float, b: float, least: float) -> bool:
         return abs(a - b) >= max(least, max(a, b) / 4)
 
-    if old.draining != new.draining or old.rtt.keys() != new.rtt.keys():
+    if old.draining != new.draining or old.rtt.keys() != new.rtt.keys() or trials.moved(old.trials, new.trials):
         return True
     return off(old.in_flight, new.in_flight, 4) or any(off(old.rtt[region], new.rtt[region], 2) for region in new.rtt)

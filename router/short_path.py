@@ -33,6 +33,7 @@ from shared.digest import Digest, hex_of
 from shared.errors import BadId, NotFound, RequestError
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ReadPath, TaskPath, blob_path, parse_path
+from shared.rollout import at_address
 from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainRequests
 from shared.web.reads import KINDS
 
@@ -125,20 +126,23 @@ class ShortPath:
         """The region of a client that says nothing of it."""
         return self._regions.find(None, address).region
 
-    def answer(self, target: bytes, fields: PlainFields, here: str) -> bytes | None:
-        """The whole answer to a plain request from region ``here``; None where the long path is to give it."""
+    def answer(self, target: bytes, fields: PlainFields, here: str, address: str) -> bytes | None:
+        """The whole answer to a plain request from ``address`` in region ``here``; None where the long path is to give
+        it."""
         known = self._known.get(target) or self._learn(target)
-        if known is None or not (known.shard or self._up_to_date(known, fields)):
+        if known is None:
             return None
-        if fields.if_none_match and self._matches(known, fields.if_none_match):
-            self._answered[known.kind, "304"] += 1
-            return known.not_modified + self._end.now()
         region = known.said or here
         if fields.region and not known.said:
             try:
                 region = self._regions.find(fields.region.decode(), None).region
             except RequestError:
                 return None
+        if not known.shard and not self._up_to_date(known, fields, address, region):
+            return None
+        if fields.if_none_match and self._matches(known, fields.if_none_match):
+            self._answered[known.kind, "304"] += 1
+            return known.not_modified + self._end.now()
         choices = self._selection.send(region, known.key, self._count)
         if not choices:
             return None
@@ -174,11 +178,11 @@ class ShortPath:
             self._known.popitem(last=False)
         return known
 
-    def _up_to_date(self, known: Known, fields: PlainFields) -> bool:
+    def _up_to_date(self, known: Known, fields: PlainFields, address: str, region: str) -> bool:
         """Whether all that is to be said of a task or a file is known now. (A shard has one form and never changes.)"""
         if fields.accept != b"*/*" or not self._known_public(known.model):
             return False
-        manifest = self._catalog.at_hand(known.model, known.ref)
+        manifest = self._catalog.at_hand(known.model, known.ref, lambda: at_address(address, region))
         if manifest is None:
             return False
         if manifest.revision != known.revision:
@@ -218,7 +222,7 @@ class ShortConnection(PlainConnection):
     def answer(self, transport: asyncio.Transport, target: bytes, fields: PlainFields) -> bool:
         """All five steps."""
         self._here = self._here or self._path.region(self._address)
-        answer = self._path.answer(target, fields, self._here)
+        answer = self._path.answer(target, fields, self._here, self._address)
         if answer is None:
             return False
         transport.write(answer)

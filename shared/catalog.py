@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from shared.ids import as_revision, commit_of, is_commit, is_revision
 from shared.manifest import MAX_MANIFEST, Manifest
 from shared.outcome import Outcome, cache_status
 from shared.paths import ModelPath, ModelsPath, manifest_path
+from shared.pins import NO_PINS, Pins, pinned
+from shared.rollout import NOBODY, Subject
 from shared.web.asking import Asking
 from shared.web.reads import Listing, Resolved
 from shared.web.session import Sessions, fetch
@@ -65,7 +67,10 @@ class Catalog:
         *,
         lifetime: float,
         directory: Path | None = None,
+        pins: Pins = NO_PINS,
     ) -> None:
+        """``pins``: refs that mean one revision here, whatever is signed."""
+        self._pins = pins
         self._sessions = sessions
         self._upstreams = list(upstreams)
         self._trusted = trusted
@@ -80,13 +85,16 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog {len(self._manifests)} manifests>"
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
-        """The manifest that a ref, revision or commit means now. Raises NotFound, UpstreamError (TrustError)."""
+    async def resolve(self, model: str, ref: str, who: Subject = NOBODY) -> Resolved:
+        """The manifest that a ref (to ``who``), revision or commit means now. Raises NotFound, UpstreamError
+        (TrustError)."""
         if is_commit(ref):
             return Resolved(await self._of_commit(model, ref), known_as=ref)
         if is_revision(ref):
             return Resolved(await self._manifest(model, as_revision(ref)))
-        target = await self._trusted.target(model, ref)
+        if stays_at := pinned(self._pins, model, ref, who.site):
+            return Resolved(await self._manifest(model, stays_at))
+        target = (await self._trusted.target(model, ref)).meant_for(model, ref, who)
         try:
             manifest = await self._manifest(model, target.revision, target.length)
         except NotFound as error:  # somebody signed for it, so it is their trouble and not the client's
@@ -94,15 +102,17 @@ class Catalog:
         fields, stale = self._trusted.fields(), self._trusted.stale
         return Resolved(manifest, fields, stale=stale, known_as=target.commit)
 
-    def at_hand(self, model: str, ref: str) -> Manifest | None:
+    def at_hand(self, model: str, ref: str, who: Callable[[], Subject] = lambda: NOBODY) -> Manifest | None:
         """The same, where it is in memory and fresh; else None, whatever ``resolve`` would say."""
         if is_revision(ref):
             revision = as_revision(ref)
+        elif self._pins and (stays_at := pinned(self._pins, model, ref, who().site)):
+            revision = stays_at
         else:
             target = self._trusted.at_hand(model, ref)
             if target is None:
                 return None
-            revision = target.revision
+            revision = (target.meant_for(model, ref, who()) if target.rollout else target).revision
         manifest = self._manifests.get(revision)
         if manifest is None or manifest.model != model:
             return None
@@ -205,6 +215,8 @@ class Catalog:
             for target in (await self._trusted.refs(model)).values():
                 if commit in (commit_of(target.revision), target.commit):
                     return target.revision
+                if target.rollout and commit == commit_of(target.rollout.revision):
+                    return target.rollout.revision
         if self._directory is not None:
             found = await asyncio.to_thread(list, (self._directory / "manifests").glob(f"{commit}*"))
             with suppress(BadId):

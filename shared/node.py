@@ -14,6 +14,7 @@ from typing import Any
 
 from shared.errors import BadId, RequestError
 from shared.ids import parse_name
+from shared.trials import Trial, parse_trials
 
 MAX_URL = 256
 MAX_WEIGHT = 10
@@ -82,10 +83,13 @@ class State:
     """Whether it is to get no new clients."""
     rtt: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds of a round trip to other regions, as it measured them."""
+    trials: tuple[Trial, ...] = ()
+    """What it has seen of revisions that are in a rollout."""
 
     def record(self) -> dict[str, Any]:
         """For heartbeats, Redis and people."""
-        return {"in_flight": self.in_flight, "draining": self.draining, "rtt": dict(self.rtt)}
+        trials = {"trials": [trial.record() for trial in self.trials]} if self.trials else {}
+        return {"in_flight": self.in_flight, "draining": self.draining, "rtt": dict(self.rtt), **trials}
 
 
 def parse_state(record: object) -> State:
@@ -107,4 +111,4 @@ def parse_state(record: object) -> State:
             times[parse_name(region)] = float(value)
         except BadId as error:
             raise RequestError(str(error), code="bad_node") from error
-    return State(in_flight, draining, times)
+    return State(in_flight, draining, times, parse_trials(record.get("trials", [])))

@@ -52,6 +52,7 @@ from shared.errors import (
 from shared.ids import is_commit, parse_model, parse_ref
 from shared.keys import parse_public
 from shared.manifest import MAX_MANIFEST
+from shared.rollout import Rollout, Subject, meant_for
 from shared.trust_names import (
     ACCESS,
     LIFETIMES,
@@ -103,6 +104,15 @@ class Target:
     private: bool
     commit: str = ""
     """What the hub that it was taken from calls it, where the publisher says so: 40 hex digits."""
+    rollout: Rollout | None = None
+    """By which it means another revision to some."""
+
+    def meant_for(self, model: str, ref: str, who: Subject) -> Target:
+        """What the ref means to ``who``."""
+        rule = self.rollout
+        if rule is None or not meant_for(rule, model, ref, who):
+            return self
+        return replace(self, revision=rule.revision, length=rule.size, commit="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +181,8 @@ class Verified:
     """By model and ref."""
     models: frozenset[str]
     ours: Mapping[str, Any]
+    rollouts: Mapping[str, Mapping[str, Target]]
+    """Of the targets those with a rollout, by model and ref."""
 
 
 class Trust:
@@ -355,6 +367,22 @@ class Trust:
     def public(self) -> Mapping[str, frozenset[str]]:
         """The models that are for everybody, by the role that says so."""
         return {name: role.models for name, role in self._roles.items() if name != ACCESS and not private_org(name)}
+
+    def rollouts(self) -> Mapping[str, Mapping[str, Target]]:
+        """By public model and ref what is being rolled out, as far as roles are loaded."""
+        roles = [role for name, role in self._roles.items() if name != ACCESS and not private_org(name)]
+        return {model: refs for role in roles for model, refs in role.rollouts.items()}
+
+    def on_trial(self, model: str) -> frozenset[Digest]:
+        """The revisions of a public model that are in a rollout, new and old."""
+        role = self._roles.get(public_role(org_of(model)))
+        refs = role.rollouts.get(model, {}) if role else {}
+        return frozenset(
+            revision
+            for found in refs.values()
+            if found.rollout
+            for revision in (found.revision, found.rollout.revision)
+        )
 
     def access(self, now: float) -> Mapping[str, Any] | None:
         """What role ``access`` says in our own field; None where there is none that is good now."""
@@ -698,7 +726,11 @@ def _read_role(name: str, signed: Targets, delegation: DelegatedRole, data: byte
     ours = signed.unrecognized_fields.get(_FIELD)
     models = frozenset(model for model, _ in found)
     expires = signed.expires.timestamp()
-    return Verified(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {})
+    rollouts: dict[str, dict[str, Target]] = {}
+    for (model, ref), meant in found.items():
+        if meant.rollout:
+            rollouts.setdefault(model, {})[ref] = meant
+    return Verified(data, signed.version, expires, found, models, ours if isinstance(ours, dict) else {}, rollouts)
 
 
 def _place(role: str, path: str) -> tuple[str, str] | None:
@@ -726,4 +758,9 @@ def _read_target(role: str, target: TargetFile) -> Target:
     source = custom.get("source") if isinstance(custom, dict) else None
     commit = source.get("commit") if isinstance(source, dict) else None
     known = commit if isinstance(commit, str) and is_commit(commit) else ""
-    return Target(revision, target.length, published, role == private_role(role.partition("~")[0]), known)
+    rule = custom.get("rollout") if isinstance(custom, dict) else None
+    try:
+        rollout = None if rule is None else Rollout.parse(rule)
+    except (BadId, ValueError, KeyError, TypeError) as error:
+        raise TrustError(f"{role} has a target with a wrong rollout") from error
+    return Target(revision, target.length, published, role == private_role(role.partition("~")[0]), known, rollout)

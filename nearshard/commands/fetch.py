@@ -19,6 +19,7 @@ from nearshard.commands.options import (
     JsonLines,
     LimitRate,
     Metered,
+    Pin,
     Proxy,
     Quiet,
     Region,
@@ -64,6 +65,7 @@ def get_command(
     window: Windows = None,
     metered: Metered = False,
     proxy: Proxy = "",
+    pin: Pin = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: JsonLines = False,
@@ -71,7 +73,9 @@ def get_command(
     """Fetch one task, verified, from the nearest nodes."""
     where = repository_commands.directory(repository, none=no_repository, output=output)
     manners = _manners(limit_rate, window, metered, proxy)
-    client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
+    client = SyncClient(
+        **_access(router, region, trust_root, token, ca), repository=where, manners=manners, pins=pin or ()
+    )
     _transfer(task_id, lambda p: client.get(task_id, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -91,6 +95,7 @@ def pull_command(
     window: Windows = None,
     metered: Metered = False,
     proxy: Proxy = "",
+    pin: Pin = None,
     force: Force = False,
     quiet: Quiet = False,
     as_json: JsonLines = False,
@@ -100,7 +105,9 @@ def pull_command(
     ref = found or DEFAULT_REF
     where = repository_commands.directory(repository, none=no_repository, output=output)
     manners = _manners(limit_rate, window, metered, proxy)
-    client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
+    client = SyncClient(
+        **_access(router, region, trust_root, token, ca), repository=where, manners=manners, pins=pin or ()
+    )
     _transfer(model, lambda p: client.pull(name, ref, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -148,6 +155,7 @@ def _document(got: Got) -> dict[str, object]:
         "saved": got.saved,
         "refused": got.refused,
         "seconds": round(got.seconds, 3),
+        "active": str(got.active) if got.active else None,
         "sources": [{"url": url, "outcome": how, "bytes": n} for (url, how), n in got.sources.items()],
     }
 

@@ -81,6 +81,12 @@ OperatorToken = Annotated[
 ]
 
 
+Pin = Annotated[
+    list[str] | None,
+    typer.Option("--pin", envvar="NEARSHARD_PIN", help="MODEL@REF=sha256:…, stay there, whatever is signed; or more."),
+]
+
+
 def by_window(words: list[str]) -> dict[str, str]:
     """``HH:MM-HH:MM=RATE``, each."""
     return dict(word.partition("=")[::2] for word in words)

@@ -1,4 +1,5 @@
-"""``nearshard ls``, ``show``, ``verify``, ``repair`` and ``rm``: the local repository, for people and for scripts."""
+"""``nearshard ls``, ``show``, ``verify``, ``repair``, ``activate``, ``rollback`` and ``rm``: the local repository, for
+people and for scripts."""
 
 from __future__ import annotations
 
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nearshard.activation import Activation
+from nearshard.commands.options import Force
 from nearshard.repository import Held, Repository, default_repository
+from nearshard.switches import Switch, Switches
 from nearshard.verifying import Damage, choose, verify
 from shared.errors import EXIT_INTEGRITY
-from shared.ids import parse_model, parse_name, parse_ref_or_revision
+from shared.ids import DEFAULT_REF, is_revision, parse_model, parse_name, parse_ref, parse_ref_or_revision
 
 if TYPE_CHECKING:
     from nearshard.client import Client, Got
@@ -47,20 +51,29 @@ def add_to(app: typer.Typer) -> None:
     app.command("ls", epilog="Example: nearshard ls --json")(ls_command)
     app.command("show", epilog="Example: nearshard show demo/minilm")(show_command)
     app.command("verify", epilog="Example: nearshard verify demo/minilm")(verify_command)
+    app.command("activate", epilog="Example: nearshard activate demo/minilm@v2 --as main")(activate_command)
+    app.command("rollback", epilog="Example: nearshard rollback demo/minilm")(rollback_command)
     app.command("rm", epilog="Example: nearshard rm demo/minilm:embed-3l@v1")(rm_command)
 
 
 def ls_command(repository: Where = None, as_json: Json = False) -> None:
     """List what the local repository holds."""
-    index = _open(repository).index()
+    opened = _open(repository)
+    index = opened.index()
+    active = {model: Switches(opened.root, model).all() for model in index}
     rows = [
-        {"model": model, "revision": revision, **asdict(held)}
+        {
+            "model": model,
+            "revision": revision,
+            "active": [ref for ref, now in active[model].items() if now.active == revision],
+            **asdict(held),
+        }
         for model, mine in sorted(index.items())
         for revision, held in sorted(mine.revisions.items(), key=lambda item: -item[1].time)
     ]
     lines = (
         f"{row['model']:<32} {str(row['revision'])[7:19]}  {row['bytes'] / 1e6:10.1f} MB  {_day(row['time'])}"
-        f"  {', '.join(row['refs']) or '-'}  {_content(row['tasks'], row['files'])}"
+        f"  {_names(row['refs'], row['active'])}  {_content(row['tasks'], row['files'])}"
         for row in rows
     )
     _say(rows, lines, as_json=as_json)
@@ -108,16 +121,61 @@ def repair(client: Client, what: str, *, as_json: bool) -> None:
     _say(rows, (f"{row['model']} {str(row['revision'])[7:19]}: {row['moved']} bytes" for row in rows), as_json=as_json)
 
 
+def activate_command(
+    what: What,
+    name: Annotated[
+        str, typer.Option("--as", help="The ref whose path it is; by default the ref that is named, else main.")
+    ] = "",
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Stay there, whatever the ref comes to mean; until it is activated without.")
+    ] = False,
+    force: Force = False,
+    repository: Where = None,
+    as_json: Json = False,
+) -> None:
+    """Have the path that programs use lead to a revision that is held, by one rename."""
+    opened, (model, ref, _) = _open(repository), _parse(what)
+    path = parse_ref(name) if name else DEFAULT_REF if not ref or is_revision(ref) else ref
+    revision = opened.revisions(model, ref)[0]
+    switch = Activation(opened, model).activate(revision, path, stay=stay, force=force)
+    _say_switch(opened, model, path, switch, as_json=as_json)
+
+
+def rollback_command(
+    what: Annotated[str, typer.Argument(metavar="MODEL[@REF]", help="org/name, and the ref whose path it is.")],
+    repository: Where = None,
+    as_json: Json = False,
+) -> None:
+    """Go back to the revision that was active before, at once: nobody is asked."""
+    opened, (model, ref, _) = _open(repository), _parse(what)
+    path = parse_ref(ref or DEFAULT_REF)
+    _say_switch(opened, model, path, Activation(opened, model).roll_back(path), as_json=as_json)
+
+
+def _say_switch(opened: Repository, model: str, ref: str, switch: Switch, *, as_json: bool) -> None:
+    path = Switches(opened.root, model).path(ref)
+    document = {"model": model, "ref": ref, "path": str(path), **asdict(switch)}
+    _say(document, [str(path), f"{model}@{ref}: {_state(switch)}"], as_json=as_json)
+
+
+def _state(switch: Switch) -> str:
+    return (
+        f"{switch.active[:19]} is active{' and stays' if switch.stays else ''}"
+        f", before it {switch.previous[:19] if switch.previous else 'none'}"
+    )
+
+
 def rm_command(
     what: Annotated[
         str, typer.Argument(metavar="MODEL[:TASK][@REF]", help="A model, a revision of it, or one task of these.")
     ],
+    force: Annotated[bool, typer.Option("--force", help="Also of what is active.")] = False,
     repository: Where = None,
     as_json: Json = False,
 ) -> None:
     """Remove a model, a revision or a task from the local repository, and the bytes that only it used."""
     model, ref, task = _parse(what)
-    freed = _open(repository).remove(model, ref, task)
+    freed = _open(repository).remove(model, ref, task, force=force)
     _say({"freed": freed}, [f"{freed / 1e6:.1f} MB removed"], as_json=as_json)
 
 
@@ -144,7 +202,7 @@ def _choose(opened: Repository, what: str) -> Sequence[tuple[str, Any]]:
 def _document(opened: Repository, model: str, revision: Any) -> dict[str, Any]:
     record = opened.record(model, revision)
     held: Held = opened.index()[model].revisions[revision]
-    manifest = opened.manifest(model, revision)
+    manifest, switches = opened.manifest(model, revision), Switches(opened.root, model)
     return {
         "model": model,
         "revision": revision,
@@ -153,6 +211,7 @@ def _document(opened: Repository, model: str, revision: Any) -> dict[str, Any]:
         "bytes": held.bytes,
         "time": record.time,
         "refs": list(record.refs),
+        "active": {ref: str(switches.path(ref)) for ref, now in switches.all().items() if now.active == revision},
         "signature": record.signature,
         "tasks": {name: [str(path) for path in opened.task(manifest, name)] for name in held.tasks},
         "files": [
@@ -166,6 +225,8 @@ def _lines(document: dict[str, Any]) -> Iterable[str]:
     yield f"{document['model']} {document['revision']}"
     refs = ", ".join(document["refs"]) or "-"
     yield f"  {document['bytes'] / 1e6:.1f} MB since {_day(document['time'])}, refs: {refs}"
+    for path in document["active"].values():
+        yield f"  active {path}"
     signature = document["signature"]
     if signature:
         yield f"  signed, version {signature['version']}, by {', '.join(key[:16] for key in signature['signatures'])}"
@@ -182,6 +243,11 @@ def _damage(found: Damage) -> dict[str, Any]:
 def _content(tasks: Sequence[str], files: Sequence[str]) -> str:
     parts = [f"tasks {', '.join(tasks)}"] if tasks else []
     return "; ".join([*parts, *([f"{len(files)} files"] if files else [])])
+
+
+def _names(refs: Sequence[str], active: Sequence[str]) -> str:
+    """Refs, those that are active with a star."""
+    return ", ".join(f"{ref}{'*' * (ref in active)}" for ref in dict.fromkeys((*refs, *active))) or "-"
 
 
 def _day(seconds: float) -> str:

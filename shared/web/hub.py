@@ -166,7 +166,7 @@ class _Hub:
     async def modelscope_files(self, request: web.Request) -> web.StreamResponse:
         """``/repo/files?Revision=<rev>``, of one folder (``Root``) or all below it (``Recursive``)."""
         model = await self._enter(request)
-        manifest = await self._shown(model, await self._modelscope_ref(request, model))
+        manifest = await self._shown(request, model, await self._modelscope_ref(request, model))
         folder = request.query.get("Root", "").strip("/")
         recursive = _flag(request, "Recursive")
         data = await asyncio.to_thread(hub.modelscope_files, manifest, folder, recursive=recursive)
@@ -195,10 +195,10 @@ class _Hub:
     async def _found(self, request: web.Request) -> tuple[str, hub.Listed]:
         """The ref, revision or commit that a request names, and what it is."""
         model, ref = await self._enter(request), _ref(request)
-        return ref, await self._shown(model, ref)
+        return ref, await self._shown(request, model, ref)
 
-    async def _shown(self, model: str, ref: str) -> hub.Listed:
-        found = await self._tier.resolve(model, ref)
+    async def _shown(self, request: web.Request, model: str, ref: str) -> hub.Listed:
+        found = await self._tier.resolve(model, ref, self._tier.who(request))
         return hub.Shown(model, found.commit, found.manifest.files)
 
     async def _refs(self, model: str) -> dict[str, Digest]:
@@ -209,7 +209,7 @@ class _Hub:
 
     async def _send(self, request: web.Request, model: str, ref: str, path: str) -> web.StreamResponse:
         """A file: what is to be known of it, or its bytes as the tier gives them."""
-        found = await self._tier.resolve(model, ref)
+        found = await self._tier.resolve(model, ref, self._tier.who(request))
         manifest = found.manifest
         wanted = HubPath(model, manifest.revision if is_commit(ref) and not found.provisional else ref, path)
         commit = {hub.COMMIT: found.commit}

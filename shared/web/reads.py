@@ -34,6 +34,7 @@ from shared.paths import (
     parse_path,
 )
 from shared.representation import BINARY, IMMUTABLE, REVALIDATE, disposition
+from shared.rollout import Subject
 from shared.trust_names import ROOT, SNAPSHOT, TIMESTAMP, TIMESTAMP_FILE, file_name
 from shared.web.access import Gate, keep_private, private_model, require_known
 from shared.web.middleware import KIND, refuse_expectation
@@ -90,8 +91,12 @@ class Listing:
 class Tier(Protocol):
     """What a tier answers the read surface from."""
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
-        """The manifest that a ref, revision or commit means. Raises NotFound or UpstreamError."""
+    def who(self, request: web.Request) -> Subject:
+        """Who asks, as far as a rollout is concerned. Raises RequestError (``bad_region``)."""
+        ...
+
+    async def resolve(self, model: str, ref: str, who: Subject) -> Resolved:
+        """The manifest that a ref (to ``who``), revision or commit means. Raises NotFound or UpstreamError."""
         ...
 
     async def refs(self, model: str) -> Mapping[str, Digest]:
@@ -198,7 +203,7 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
             listing = await tier.listing(path)
             return document(request, listing.body, "application/json", listing.etag, REVALIDATE, listing.fields)
         case ManifestPath():
-            found = await tier.resolve(path.model, path.ref)
+            found = await tier.resolve(path.model, path.ref, tier.who(request))
             revision = found.manifest.revision
             if is_commit(path.ref) and path.ref != found.manifest.commit:  # its name is how it is checked
                 raise NotFound("a commit of another hub", code="unknown_revision")
@@ -222,7 +227,7 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
                 return await tier.bytes(request, path)
             try:
                 require_known(request)
-                found = await tier.resolve(path.model, path.ref)
+                found = await tier.resolve(path.model, path.ref, tier.who(request))
             except UpstreamError:
                 if form == metalink.METALINK:  # a router sends the client on: a node may know, and has a metalink too
                     return await tier.bytes(request, path)
@@ -236,7 +241,7 @@ async def _held(tier: Tier, request: web.Request, path: TaskPath | FilePath) -> 
     held: set[Digest] = set()
     for revision in plan.parse_have(request.query.getall("have", ())):
         with suppress(NotFound, UpstreamError):  # unknown here by now: a plan without deltas from it is right too
-            held.update((await tier.resolve(path.model, revision)).manifest.shards)
+            held.update((await tier.resolve(path.model, revision, tier.who(request))).manifest.shards)
     return frozenset(held)
 
 

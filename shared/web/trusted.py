@@ -20,7 +20,7 @@ import aiohttp
 
 from shared import trust, trust_chain
 from shared.clock import Clock
-from shared.digest import digest_of, hex_of
+from shared.digest import Digest, digest_of, hex_of
 from shared.errors import MetadataExpired, MetadataTooLarge, NotFound, TrustError, UpstreamError
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status
@@ -208,6 +208,14 @@ class Trusted:
     async def refs(self, model: str) -> Mapping[str, Target]:
         """A model's refs by name; none for a model that there is not. Raises TrustError, UpstreamError."""
         return (await self._of_model(model)).refs(model)
+
+    def rollouts(self) -> Mapping[str, Mapping[str, Target]]:
+        """By public model and ref what is being rolled out, as far as it is known here."""
+        return self._trust.rollouts()
+
+    def on_trial(self, model: str) -> frozenset[Digest]:
+        """The revisions of a public model that are in a rollout, new and old, as far as it is known here."""
+        return self._trust.on_trial(model)
 
     async def models(self) -> Sequence[str]:
         """The names of all models, private ones too where there is a token for them.

@@ -100,6 +100,6 @@ def test_a_read_only_repository_gives_what_it_has_and_says_so_of_the_rest(
     assert code == EXIT_DISK and "Read-only" in said
     assert json.loads(command("verify", "--json", *where).stdout)["damages"] == []
     assert "acme/tiny" in command("ls", *where).stdout
-    assert command("rm", "acme/tiny", *where, check=False).returncode == EXIT_DISK
+    assert command("rm", "acme/tiny", "--force", *where, check=False).returncode == EXIT_DISK
     mount(disk, "rw")
     get(url, *where)

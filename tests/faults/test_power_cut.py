@@ -1,4 +1,5 @@
-"""Power cuts under an origin's store: what was acknowledged is there, and nothing under its name is wrong."""
+"""Power cuts, under an origin's store and a user's repository: what was acknowledged is there, and nothing under its
+name is wrong."""
 
 from __future__ import annotations
 
@@ -11,11 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from nearshard import Repository, SyncClient
+from nearshard.activation import Activation
+from nearshard.switches import Switches
+from nearshard.verifying import choose, verify
 from origin.storage import Storage, digest_at
 from origin.trust_store import TrustStore
-from shared.digest import digest_of
+from shared.digest import Digest, digest_of
 from shared.errors import NotFound
-from tests.harness import make_model, make_trust
+from shared.ids import commit_of
+from tests.harness import Lab, make_model, make_trust
 
 SIZE = 96 << 20
 MODEL = "acme/tiny"
@@ -109,3 +115,52 @@ async def test_an_acknowledged_publish_survives_a_power_cut(
         mounted(copy, tmp_path / f"after-{copy.name}")
         found = await revision_after(tmp_path / f"after-{copy.name}" / "store")
         assert found == revisions[1] if copy.name == "acknowledged" else found in revisions
+
+
+ACTIVATION = """
+import os, subprocess, sys
+from pathlib import Path
+from nearshard.activation import Activation
+from nearshard.repository import Repository
+image, copies, root, revision = sys.argv[1:]
+real, calls = os.fsync, []
+def fsync(descriptor):
+    real(descriptor)
+    calls.append(descriptor)
+    subprocess.run(["cp", image, f"{copies}/{len(calls)}"], check=True)
+os.fsync = fsync
+Activation(Repository(Path(root)), "acme/tiny").activate(revision, "main")
+subprocess.run(["cp", image, f"{copies}/acknowledged"], check=True)
+"""
+
+
+def test_an_activation_leaves_the_old_or_the_new_revision_to_a_power_cut(
+    lab: Lab, tmp_path: Path, mounted: Mounted, need: Callable[[str], str]
+) -> None:
+    """F4: whole, with what was before it; at the last moments before the acknowledgement, and right after it."""
+    image, copies, live = tmp_path / "disk", tmp_path / "copies", tmp_path / "live"
+    copies.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run([need("mkfs.ext4"), "-q", "-F", str(image)], check=True)
+    mounted(image, live)
+    revisions = []
+    for seed in (1, 2):
+        make_model(tmp_path / "model", seed=seed, width=64)
+        revisions.append(Digest(lab.publish(tmp_path / "model", MODEL, "--ref", f"v{seed}")))
+    client = SyncClient(lab.origin().url, repository=live / "repository")
+    client.pull(MODEL, str(revisions[0]))
+    Activation(Repository(live / "repository"), MODEL).activate(revisions[0], "main")
+    client.pull(MODEL, str(revisions[1]))
+    words = [str(image), str(copies), str(live / "repository"), revisions[1]]
+    subprocess.run([sys.executable, "-c", ACTIVATION, *words], check=True)
+    seen = set()
+    for copy in sorted(copies.iterdir(), key=lambda file: file.stat().st_mtime_ns)[-6:]:
+        mounted(copy, tmp_path / f"after-{copy.name}")
+        repository = Repository(tmp_path / f"after-{copy.name}" / "repository")
+        now = Switches(repository.root, MODEL).all()["main"]
+        seen.add((now.active, now.previous))
+        assert Switches(repository.root, MODEL).path("main").resolve().name == commit_of(now.active)
+        assert verify(repository, choose(repository, MODEL, str(now.active))).damages == ()
+        assert copy.name != "acknowledged" or now.active == revisions[1]
+    assert seen == {(revisions[0], None), (revisions[1], revisions[0])}

@@ -22,6 +22,7 @@ from shared.layout import Layout, Slice
 from shared.manifest import Manifest, Task
 from shared.metrics import Metrics
 from shared.paths import BlobPath, FilePath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.rollout import NOBODY, Subject
 from shared.tokens import AccessList, Right, Scope, TokenKey, issue, key_id, parse_scopes
 from shared.web.access import Gate
 from shared.web.middleware import make_app
@@ -45,7 +46,10 @@ class Tier:
 
     asked: list[str] = field(default_factory=list)
 
-    async def resolve(self, model: str, ref: str) -> Resolved:
+    def who(self, request: web.Request) -> Subject:
+        return NOBODY
+
+    async def resolve(self, model: str, ref: str, who: Subject) -> Resolved:
         self.asked.append(model)
         if ref == "v9":
             raise NotFound("no", code="unknown_revision")
