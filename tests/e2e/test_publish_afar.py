@@ -227,7 +227,7 @@ def test_a_new_version_from_afar_is_a_delta_and_what_it_costs_is_shown(
         assert hashlib.sha256(bytes_at(step["urls"][0], **accept)).hexdigest() == step["digest"][7:]
     for unknown in ("", f"?have={digest_of(b'x')}"):
         assert not any(shard["deltas"] for shard in get_json(url + unknown, **accept)["shards"])
-    assert ask(f"{url}?have=main", "GET", **accept)[:2] == (400, "bad_id")
+    assert ask(f"{url}?have=main", "GET", None, **accept)[:2] == (400, "bad_id")
 
 
 def bytes_at(url: str, **fields: str) -> bytes:
