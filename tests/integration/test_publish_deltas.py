@@ -15,6 +15,7 @@ from origin import deltas as making_deltas
 from origin.deltas import Making
 from origin.publish import Published
 from origin.storage import Storage
+from shared import parcel
 from shared.deltas import MAX_CHAIN, bytes_moved, ways
 from shared.digest import Digest, digest_of
 from shared.errors import PublishError
@@ -143,7 +144,7 @@ async def test_random_bytes_cost_next_to_nothing(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    real = making_deltas.encode
+    real = parcel.encode
 
     def counted(target: memoryview, *rest: Any) -> bytes:
         encoded.append(len(target))
