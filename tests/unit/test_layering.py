@@ -19,9 +19,10 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome", "metalink", "hub", "tensorfile",
+            "plan", "outcome", "metalink", "hub", "tensorfile", "deltas", "parcel",
         )
     ),
+    *(f"shared.parcels.{name}" for name in ("kinds", "streams", "methods", "lowrank", "container", "encoding", "decoding")),
     "origin.cutting",
     "edge_node.gaps",
     "origin.hashing",
