@@ -222,7 +222,8 @@ def _solved(change: Floats, weights: Floats, right: Floats) -> Floats:
     rank = right.shape[1]
     squares = (right[:, :, None] * right[:, None, :]).reshape(-1, rank * rank)
     systems = (weights @ squares).reshape(-1, rank, rank)
-    systems += np.eye(rank) * (np.trace(systems, axis1=1, axis2=2)[:, None, None] * 1e-14 + 1e-300)
+    traces: Floats = np.trace(systems, axis1=1, axis2=2)
+    systems += np.eye(rank) * (traces[:, None, None] * 1e-14 + 1e-300)
     sides = (weights * change) @ right
     found: Floats = np.linalg.solve(systems, sides[:, :, None])[:, :, 0]
     return found
