@@ -122,7 +122,8 @@ _SAMPLE = 96
 _RANKS = (20, 72)
 _WEIGHTED = 32
 """The rank up to which the factors are fitted by weight: it takes its square for each element."""
-_PRECISIONS = (-1, 1, 3, 5)
+_PRECISIONS = (2, 1, 0)
+"""Bits of the factors below the noise, best first: more of them than these cost more than they explain."""
 
 
 def looks_low(target: Bytes, base: Bytes, kind: Kind, columns: int) -> bool:
@@ -184,7 +185,8 @@ def _rounding(target: Bytes, kind: Kind) -> Floats:
 
 def _basis(change: Floats, noise: float) -> Floats | None:
     """An orthonormal basis (columns, rank) of the rows of ``change``, without what is as small as the noise."""
-    threshold = 1.2 * noise * sum(np.sqrt(change.shape))
+    # What a weaker one explains of the noise takes fewer bits than its factors.
+    threshold = 5 * noise * np.sqrt(sum(change.shape))
     start = np.random.default_rng(0).standard_normal((change.shape[1], _RANKS[-1]))
     for width in _RANKS:
         if width > min(change.shape):
@@ -230,27 +232,18 @@ def _solved(change: Floats, weights: Floats, right: Floats) -> Floats:
 
 
 def _quantised(change: Floats, noise: Floats, weights: Floats | None, left: Floats, right: Floats) -> Factors | None:
-    """The factors as integers, of the precision that costs the fewest bits with what is left then."""
+    """The factors as integers, as precise as the noise lets them be and their product is exact."""
     spread = float(np.sqrt(np.sum(left * left) / len(left) + np.sum(right * right) / len(right)))
-    unit = float(np.median(noise))
-    some = slice(None, None, max(1, len(change) // 256))
-    best: tuple[float, Factors] | None = None
     for precision in _PRECISIONS:
-        bits = int(np.round(np.log2(spread / unit))) + precision
+        bits = int(np.round(np.log2(spread / np.median(noise)))) + precision
         if not 0 < bits < MAX_SHIFT // 2:
             continue
         scale = 2.0**bits
         rounded = np.rint(right * scale)
         again: Floats = left if weights is None else _solved(change, weights, rounded / scale)
         factors = [np.rint(again * scale), rounded]
-        if max(float(np.abs(factor).max()) for factor in factors) >= 2.0**31:
-            continue
-        made = Factors(factors[0].astype(np.int32), factors[1].astype(np.int32), 2 * bits)
-        if not made.exact():
-            continue
-        rest = np.abs(change[some] - factors[0][some] @ rounded.T / scale**2) / (noise[some] * np.sqrt(12))
-        cost = float(np.mean(np.log2(1 + 2 * rest))) * change.size
-        cost += sum(float(np.sum(np.log2(1 + np.abs(factor)))) for factor in factors)
-        if best is None or cost < best[0]:
-            best = cost, made
-    return best[1] if best else None
+        if max(float(np.abs(factor).max()) for factor in factors) < 2.0**31:
+            made = Factors(factors[0].astype(np.int32), factors[1].astype(np.int32), 2 * bits)
+            if made.exact():
+                return made
+    return None

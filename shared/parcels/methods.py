@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain
-from typing import NamedTuple
+from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +22,11 @@ ROW = 64
 """Elements that one scale is for, at least: shorter rows are taken together."""
 GROUP = 2048
 """Elements that are a group, at least: each has a table of up to a kilobyte."""
-GROUPS = 16
+GROUPS = 24
 """Groups that there are, about, of tensors as they are trained."""
 BLOCK = 1 << 15
-LEAST, MOST = -16, 72
-"""Keys: the binary logarithm of how much an element is expected to change, in units in its last place."""
+LEAST, MOST = -32, 144
+"""Keys: halves of the binary logarithm of how much an element is expected to change, in units in its last place."""
 
 
 class Method(IntEnum):
@@ -82,11 +81,9 @@ def encode(
         return [streams.pack(values - origin)]
     rows = _rows(shapes)
     scales = _scales(target, base, kind, rows)
-    keys = _keys(base, kind, scales, rows)
-    return [
-        streams.squeeze(scales.view(np.uint8), level),
-        streams.pack(_gathered(values - origin, keys), _groups(keys)),
-    ]
+    order = _Order(_keys(base, kind, scales, rows))
+    changes = order.gathered(values - origin)
+    return [streams.squeeze(scales.view(np.uint8), level), streams.pack(changes, order.groups())]
 
 
 def decode(
@@ -120,7 +117,7 @@ def decode(
         raise DecodeError("integers that are grouped by their exponents")
     rows = _rows(shapes)
     scales = streams.unsqueeze(parts[0], len(rows)).view(np.int8)
-    values = _scattered(streams.unpack(parts[1], count, kind), _keys(base, kind, scales, rows))
+    values = _Order(_keys(base, kind, scales, rows)).scattered(streams.unpack(parts[1], count, kind))
     values += origin
     return unordered(values, kind)
 
@@ -134,7 +131,7 @@ NONE = -128
 
 
 def _scales(target: Bytes, base: Bytes, kind: Kind, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-    """For each row the binary logarithm of how much its elements have changed on average; NONE: not at all.
+    """For each row the logarithm of how much its elements have changed on average, in halves; NONE: not at all.
 
     It is advice, so that it may be rounded otherwise elsewhere: who decodes gets it sent.
     """
@@ -144,14 +141,15 @@ def _scales(target: Bytes, base: Bytes, kind: Kind, rows: npt.NDArray[np.int64])
         np.abs(changes, out=changes)
     changes[~np.isfinite(changes)] = 0
     means = np.add.reduceat(changes, np.cumsum(rows) - rows, dtype=np.float64) / rows
-    _, logarithms = np.frexp(means)
-    return np.where(means > 0, np.clip(logarithms, NONE + 1, 127), NONE).astype(np.int8)
+    parts, logarithms = np.frexp(means)
+    halves = 2 * logarithms - (parts < np.sqrt(0.5))
+    return np.where(means > 0, np.clip(halves, NONE + 1, 127), NONE).astype(np.int8)
 
 
 def _keys(base: Bytes, kind: Kind, scales: npt.NDArray[np.int8], rows: npt.NDArray[np.int64]) -> Bytes:
     """How large each element's change is expected to be: its row's scale, in units of the base's last place."""
-    keys = np.repeat(scales.astype(np.int16) + np.int16(exponent_bias(kind) - LEAST + 1), rows)
-    keys -= exponents(base, kind)
+    keys = np.repeat(scales.astype(np.int16) + np.int16(2 * exponent_bias(kind) - LEAST + 1), rows)
+    keys -= exponents(base, kind) * np.int16(2)
     np.clip(keys, 1, MOST - LEAST + 1, out=keys)
     small = keys.astype(np.uint8)
     if NONE in scales:
@@ -159,58 +157,55 @@ def _keys(base: Bytes, kind: Kind, scales: npt.NDArray[np.int8], rows: npt.NDArr
     return small
 
 
-def _groups(keys: Bytes) -> list[int]:
-    """How many elements of each key there are, in order; small groups together with the next one."""
-    groups, gathered = list[int](), 0
-    for count in np.bincount(keys).tolist():
-        gathered += count
-        if gathered >= GROUP:
-            groups.append(gathered)
-            gathered = 0
-    return [*groups, gathered] if gathered else groups
+class _Order:
+    """Elements in the order of their keys and, of one key, of their places."""
 
+    def __init__(self, keys: Bytes) -> None:
+        self._keys = keys
+        self._counts = np.bincount(keys, minlength=256)
 
-class _Block(NamedTuple):
-    """Elements that are sorted at a time."""
+    def groups(self) -> list[int]:
+        """How many elements of each key there are, in order; small groups together with the next one."""
+        groups, gathered = list[int](), 0
+        for count in self._counts.tolist():
+            gathered += count
+            if gathered >= GROUP:
+                groups.append(gathered)
+                gathered = 0
+        return [*groups, gathered] if gathered else groups
 
-    place: slice
-    order: npt.NDArray[np.intp]
-    spans: list[tuple[slice, slice]]
-    """Of each key that is in it: where its elements are in the sorted block, and among all in order."""
+    def gathered(self, values: Integers) -> Integers:
+        """``values`` in this order."""
+        found = np.empty_like(values)
+        for place, order, spans in self._blocks():
+            block = values[place][order]
+            for here, among in spans:
+                found[among] = block[here]
+        return found
 
+    def scattered(self, values: Integers) -> Integers:
+        """``values``, which are in this order, at their places again."""
+        found = np.empty_like(values)
+        for place, order, spans in self._blocks():
+            block = np.empty(len(order), values.dtype)
+            for here, among in spans:
+                block[here] = values[among]
+            found[place][order] = block
+        return found
 
-def _blocks(keys: Bytes) -> Iterator[_Block]:
-    """How the elements get into the order of their keys and, of one key, of their places: to sort a block, which fits
-    into a processor's cache, takes a quarter of the time."""
-    counts = np.bincount(keys, minlength=256)
-    following = (np.cumsum(counts) - counts).tolist()
-    for begin in range(0, len(keys), BLOCK):
-        block = keys[begin : begin + BLOCK]
-        spans, at = [], 0
-        for key, count in enumerate(np.bincount(block).tolist()):
-            if count:
-                spans.append((slice(at, at + count), slice(following[key], following[key] + count)))
-                at += count
+    def _blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.intp], list[tuple[slice, slice]]]]:
+        """Elements that are sorted at a time: where they are, their order, and for each key where those that have it
+        are in the sorted block and among all. To sort what fits into a processor's cache takes a quarter of the time.
+        """
+        following = (np.cumsum(self._counts) - self._counts).tolist()
+        for begin in range(0, len(self._keys), BLOCK):
+            block = self._keys[begin : begin + BLOCK]
+            order = np.argsort(block, kind="stable")
+            ranked = block[order]
+            edges = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(block)]
+            spans = []
+            for start, stop in pairwise(edges):
+                key, count = int(ranked[start]), stop - start
+                spans.append((slice(start, stop), slice(following[key], following[key] + count)))
                 following[key] += count
-        yield _Block(slice(begin, begin + len(block)), np.argsort(block, kind="stable"), spans)
-
-
-def _gathered(values: Integers, keys: Bytes) -> Integers:
-    """``values`` in order of their keys."""
-    found = np.empty_like(values)
-    for block in _blocks(keys):
-        ordered_block = values[block.place][block.order]
-        for here, among in block.spans:
-            found[among] = ordered_block[here]
-    return found
-
-
-def _scattered(values: Integers, keys: Bytes) -> Integers:
-    """``values``, which are in order of their keys, at their places again."""
-    found = np.empty_like(values)
-    for block in _blocks(keys):
-        ordered_block = np.empty(len(block.order), values.dtype)
-        for here, among in block.spans:
-            ordered_block[here] = values[among]
-        found[block.place][block.order] = ordered_block
-    return found
+            yield slice(begin, begin + len(block)), order, spans
