@@ -8,7 +8,7 @@ rounding an element, which IEEE 754 defines. So the moved base is the same bits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +43,9 @@ class Factors(NamedTuple):
         return np.concatenate([self.left.T.reshape(-1), self.right.T.reshape(-1)])
 
     def exact(self) -> bool:
-        """Whether sums of products are exact."""
-        largest = [int(np.abs(factor.astype(np.int64)).max(initial=0)) for factor in (self.left, self.right)]
-        return bool(largest[0] * largest[1] * self.left.shape[1] < _EXACT)
+        """Whether sums of products are exact: none can be as large as the largest ones of each rank together."""
+        left, right = (np.abs(factor.astype(np.int64)).max(axis=0, initial=0).tolist() for factor in self[:2])
+        return bool(sum(a * b for a, b in zip(left, right, strict=True)) < _EXACT)
 
 
 def moved(stream: memoryview, kind: Kind, pieces: Sequence[Piece], bases: Sequence[Bytes]) -> list[Bytes]:
@@ -122,7 +122,7 @@ _SAMPLE = 96
 _RANKS = (20, 72)
 _WEIGHTED = 32
 """The rank up to which the factors are fitted by weight: it takes its square for each element."""
-_PRECISIONS = (2, 1, 0)
+_PRECISIONS = (2, 1, 0, -1, -2, -3, -4)
 """Bits of the factors below the noise, best first: more of them than these cost more than they explain."""
 
 
@@ -223,9 +223,9 @@ def _solved(change: Floats, weights: Floats, right: Floats) -> Floats:
     """For each row of ``change`` the combination of the columns of ``right`` that is nearest, by weight."""
     rank = right.shape[1]
     squares = (right[:, :, None] * right[:, None, :]).reshape(-1, rank * rank)
-    systems = (weights @ squares).reshape(-1, rank, rank)
-    traces: Floats = np.trace(systems, axis1=1, axis2=2)
-    systems += np.eye(rank) * (traces[:, None, None] * 1e-14 + 1e-300)
+    systems: npt.NDArray[np.floating[Any]] = (weights @ squares).reshape(-1, rank, rank)
+    ridge = np.trace(systems, axis1=1, axis2=2) * 1e-14 + 1e-300
+    systems += np.eye(rank) * ridge[:, None, None]
     sides = (weights * change) @ right
     found: Floats = np.linalg.solve(systems, sides[:, :, None])[:, :, 0]
     return found

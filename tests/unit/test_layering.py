@@ -22,7 +22,10 @@ PURE = [
             "plan", "outcome", "metalink", "hub", "tensorfile", "deltas", "parcel",
         )
     ),
-    *(f"shared.parcels.{name}" for name in ("kinds", "streams", "methods", "lowrank", "container", "encoding", "decoding")),
+    *(
+        f"shared.parcels.{name}"
+        for name in ("kinds", "streams", "methods", "lowrank", "container", "encoding", "decoding")
+    ),
     "origin.cutting",
     "edge_node.gaps",
     "origin.hashing",
