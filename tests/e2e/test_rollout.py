@@ -8,6 +8,7 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -173,8 +174,12 @@ def test_a_client_and_a_site_stay_at_what_they_are_pinned_to(sites: Sites) -> No
 
 def test_a_router_says_how_the_revisions_do_site_by_site(sites: Sites) -> None:
     sites.roll("canary", "--sites", "north")
+
+    def counts(edge: Service) -> bool:
+        return bool(sites.plain(edge.url) and edge.status()["trials"])
+
     for edge in sites.edges.values():  # they hear of it from the router, through an origin that has it
-        wait_until(lambda edge=edge: sites.plain(edge.url) and edge.status()["trials"], "the edge counts")
+        wait_until(partial(counts, edge), "the edge counts")
     for region in ("north", "south", "south"):
         connection = urllib.request.Request(
             f"{sites.router.url}/shards/{MODEL}:half", headers={"Nearshard-Region": region}
