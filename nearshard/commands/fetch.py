@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nearshard.client import Client, Got, SyncClient
 from nearshard.commands import repository as repository_commands
+from nearshard.commands.access import access, manners
 from nearshard.commands.options import (
     ROUTERS,
     Ca,
@@ -26,16 +27,10 @@ from nearshard.commands.options import (
     Token,
     TrustRoot,
     Windows,
-    by_window,
 )
 from nearshard.commands.repository import MaybeWhat, No, Where
-from nearshard.guide import parse_routers
-from nearshard.kept import Kept, cache_file
-from nearshard.manners import Manners, parse_manners
-from nearshard.mirrored import say_waiting
 from nearshard.progress import OnProgress, shown, told
 from shared.ids import DEFAULT_REF
-from shared.token_file import given_token
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,8 +65,8 @@ def get_command(
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     where = repository_commands.directory(repository, none=no_repository, output=output)
-    manners = _manners(limit_rate, window, metered, proxy)
-    client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
+    link = manners(limit_rate, window, metered, proxy)
+    client = SyncClient(**access(router, region, trust_root, token, ca), repository=where, manners=link)
     _transfer(task_id, lambda p: client.get(task_id, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -99,8 +94,8 @@ def pull_command(
     name, _, found = model.partition("@")
     ref = found or DEFAULT_REF
     where = repository_commands.directory(repository, none=no_repository, output=output)
-    manners = _manners(limit_rate, window, metered, proxy)
-    client = SyncClient(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
+    link = manners(limit_rate, window, metered, proxy)
+    client = SyncClient(**access(router, region, trust_root, token, ca), repository=where, manners=link)
     _transfer(model, lambda p: client.pull(name, ref, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -120,8 +115,8 @@ def repair_command(
 ) -> None:
     """Read what the local repository holds, and fetch again the shards that are not right."""
     where = repository_commands.directory(repository)
-    manners = _manners(limit_rate, window, metered, proxy)
-    client = Client(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
+    link = manners(limit_rate, window, metered, proxy)
+    client = Client(**access(router, region, trust_root, token, ca), repository=where, manners=link)
     repository_commands.repair(client, what, as_json=as_json)
 
 
@@ -159,24 +154,3 @@ def _report(got: Got) -> None:
         f"{got.model} {got.revision[:19]}: {got.size / 1e6:.1f} MB in {got.seconds:.2f} s"
         f" ({served or 'all of it was there'})\n"
     )
-
-
-def _access(
-    router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
-) -> dict[str, Any]:
-    """What a client is made with that goes on where the last command left off, also with no router left."""
-    routers = parse_routers(router)
-    kept = Kept(cache_file(routers, region))
-    return {
-        "router": routers,
-        "region": region,
-        "kept": kept,
-        "trust_root": trust_root,
-        "token": given_token(token_file),
-        "ca": ca,
-        "waiting": say_waiting,
-    }
-
-
-def _manners(limit_rate: str, windows: list[str] | None, metered: bool, proxy: str) -> Manners:
-    return parse_manners(limit_rate=limit_rate, windows=by_window(windows or []), metered=metered, proxy=proxy)
