@@ -104,7 +104,7 @@ async def test_rounds_come_at_their_interval_and_count_what_was_moved_and_saved(
 
 async def test_a_failure_ends_nothing_and_is_tried_again_soon(tmp_path: Path) -> None:
     broken = UpstreamError("nobody answers")
-    acts = [broken, got(b"1", 100), broken, got(b"2", 50)]
+    acts: list[Got | NearshardError | float] = [broken, got(b"1", 100), broken, got(b"2", 50)]
     client, sync, told = await run(tmp_path, acts, "acme/tiny", "acme/other:embed@v2")
     assert client.asked[:4] == ["acme/tiny@main", "acme/other:embed@v2", "acme/tiny@main", "acme/tiny@main"]
     assert client.times[2] <= BACKOFF and client.times[3] > client.times[2]
