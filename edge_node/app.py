@@ -25,6 +25,7 @@ from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
 from edge_node.store import DiskTier, MemoryTier
 from edge_node.upstream import Upstreams
+from shared.acceptance import accept
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.errors import ConfigError
@@ -43,7 +44,7 @@ from shared.web.reads import add_routes
 from shared.web.server import CONNECTION, DRAIN, listen
 from shared.web.session import Sessions
 from shared.web.tls import CLAIMED, Certificates
-from shared.web.trusted import Trusted
+from shared.web.trusted import ExpiredUse, Trusted
 from shared.web.trusted import Upstreams as TrustUpstreams
 
 
@@ -79,6 +80,8 @@ def build_app(
         lifetime=settings.ref_lifetime,
         name=settings.node,
         file=TrustFile(settings.data / "trust.msgpack"),
+        accepted=accept(settings.accept_expired, clock.time(), "edge.accept_expired"),
+        accepting=ExpiredUse(clock, metrics, log).tell,
     )
     catalog = Catalog(
         sessions,

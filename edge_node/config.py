@@ -7,12 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 
+from shared.acceptance import parse_acceptance
 from shared.config import HttpUrl, Name, ServiceSettings, TrustRoot, size
 from shared.link import parse_window
 from shared.proxy import parse_proxy
 
 PROFILES: dict[str, dict[str, Any]] = {"gateway": {"memory": "64MiB", "disk": "2GiB", "small_model": "500MB"}}
 
+
+def _accepted(text: str) -> str:
+    return parse_acceptance(text).text
+
+
+Accepted = Annotated[str, AfterValidator(_accepted)]
 Window = Annotated[str, AfterValidator(parse_window)]
 Proxy = Annotated[str, AfterValidator(parse_proxy)]
 
@@ -63,6 +70,11 @@ class EdgeSettings(ServiceSettings):
     )
     upstream_proxies: dict[HttpUrl, Proxy] = Field(
         default_factory=dict, description="Proxy by upstream URL: http://, socks5:// or socks5h://host:port."
+    )
+    accept_expired: list[Accepted] = Field(
+        default_factory=list,
+        description="Models served by metadata that has expired, each like 'org/name@ref until 2027-01-31':"
+        " at most 90 days ahead.",
     )
     metered: bool = Field(False, description="Fetch only what clients ask for; preheating waits.")
     scrub: float = Field(86_400.0, ge=0, description="Seconds in which the disk cache is read through once; 0: never.")

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from edge_node.cache import Cache
+from edge_node.importing import take_bundle
 from edge_node.shard_key import ShardKey, shard_key
 from edge_node.upstream import Upstreams
 from shared.catalog import Catalog
@@ -197,6 +198,13 @@ class Operations:
                 gone["bytes"] += size
         self._log.info("purged", what=what, **gone)
         return gone
+
+    # What was carried here
+
+    async def take_bundle(self, chunks: AsyncIterator[bytes], allowed: Callable[[str], None]) -> dict[str, object]:
+        """Take a bundle in. ``allowed`` is told its model before anything is kept, and raises where it is not to be.
+        Raises as ``edge_node.importing.take_bundle``."""
+        return await take_bundle(chunks, self._cache, self._catalog, self._trusted, self._log, allowed)
 
     async def close(self) -> None:
         """End what is under way."""

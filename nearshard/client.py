@@ -41,6 +41,7 @@ from nearshard.tensors import Framework, load
 from nearshard.transfer import Meter, Progress, Sources, Transfer, base_of
 from shared import codec, plan
 from shared import manifest as manifests
+from shared.acceptance import Acceptance, accept
 from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of
 from shared.errors import (
@@ -117,6 +118,8 @@ class Client:
         repository: Path | None = None,
         manners: Manners | None = None,
         clock: Clock | None = None,
+        accept_expired: Sequence[str] = (),
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
@@ -126,12 +129,15 @@ class Client:
         once; as many as the links are worth by default. ``waiting``: told how far it is while an origin gets a model
         from the hub that it mirrors. ``repository``: directory of a local repository that all is kept in; by default
         what is fetched to an output is there only, and all else in the user's repository. ``manners``: rates, windows,
-        metered, proxy (``parse_manners``). Raises RequestError, BadId, ConfigError."""
+        metered, proxy (``parse_manners``). ``accept_expired``: what is answered by metadata that has expired, each like
+        ``org/name@ref until 2027-01-31``; ``warn`` is told a line each time. Raises RequestError, BadId, ConfigError.
+        """
         self._waiting = waiting
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
         self._clock = clock or SystemClock()
+        self._accepted, self._warn = accept(accept_expired, self._clock.time(), "accept_expired"), warn
         self._manners = manners or Manners()
         self._concurrency = self._manners.connections(concurrency)
         self._link = Link(self._clock, self._manners.policy)
@@ -235,23 +241,28 @@ class Client:
         asked = parse_task_id(task_id) if isinstance(task_id, str) else task_id
         manifest = await self.manifest(asked.model, asked.ref)
         layout = manifest.task(asked.task).layout if path is None else manifest.file(path)
+        opened = OpenFile(layout, await self.reader(manifest), ahead=0 if self._manners.policy.metered else ahead)
+        try:
+            yield opened
+        finally:
+            await opened.close()
+
+    async def reader(self, manifest: Manifest) -> Callable[[Digest], Awaitable[memoryview]]:
+        """What gives a shard of a revision (or a parcel), checked: of the local repository, else of the network. It
+        raises as ``get``."""
         await self._is_guided(manifest)
         places = await asyncio.to_thread(self.repository.find, manifest)
         private = manifest.model if manifest.model in self._private else ""
 
-        async def fetch(digest: Digest) -> memoryview:
-            size = manifest.shards[digest]
+        async def read(digest: Digest) -> memoryview:
+            size = manifest.size_of(digest)
             for place in places.get(digest, ()):
                 data = await asyncio.to_thread(read_shard, place, digest, size)
                 if data is not None:
                     return memoryview(data)
             return await self._fetch(digest, size, (), Sources(), Meter(0, None), private)
 
-        opened = OpenFile(layout, fetch, ahead=0 if self._manners.policy.metered else ahead)
-        try:
-            yield opened
-        finally:
-            await opened.close()
+        return read
 
     async def load_task(
         self, task_id: str | TaskId, *, framework: Framework = "numpy", progress: Progress | None = None
@@ -303,15 +314,21 @@ class Client:
         return (await self._target(model, ref)).revision
 
     async def _target(self, model: str, ref: str) -> Target:
-        await self._guide.ready()
-        if self._trusted is None:
-            self._trusted = await asyncio.to_thread(self._make_trusted)
+        with suppress(UpstreamError):  # what is known of the metadata may do
+            await self._guide.ready()
+        trusted = await self.trusted()
         try:
-            return await self._meant(self._trusted, model, ref)
+            return await self._meant(trusted, model, ref)
         except NotFound:
             if not await await_mirror(self._guide, model, ref, SystemClock(), self._waiting):
                 raise
-        return await self._meant(self._trusted, model, ref)
+        return await self._meant(trusted, model, ref)
+
+    async def trusted(self) -> Trusted:
+        """The signed metadata as it is believed here. Raises ConfigError where no root of the network is trusted."""
+        if self._trusted is None:
+            self._trusted = await asyncio.to_thread(self._make_trusted)
+        return self._trusted
 
     async def _meant(self, trusted: Trusted, model: str, ref: str) -> Target:
         """What the signed metadata says now. Raises NotFound also where what says more is not for this client."""
@@ -328,7 +345,26 @@ class Client:
         root = read_root(file, clock.time(), "trust root")
         kept = TrustFile(state_file(root))
         sources = _Sources(self._sessions, self._guide)
-        return Trusted(root, sources, clock, lifetime=0, name="client", file=kept, eager=(), asker=True)
+        return Trusted(
+            root,
+            sources,
+            clock,
+            lifetime=0,
+            name="client",
+            file=kept,
+            eager=(),
+            asker=True,
+            accepted=self._accepted,
+            accepting=self._say_accepted,
+        )
+
+    def _say_accepted(self, accepted: Acceptance) -> None:
+        """Not once without a word."""
+        age = (self._trusted.age() if self._trusted else None) or 0.0
+        self._warn(
+            f"the metadata of {accepted.model} has expired: it was signed {age / 86_400:.1f} days ago, and nobody could"
+            f" be asked for newer; accepted as you said: {accepted.text}"
+        )
 
     async def manifest(self, model: str, ref: str) -> Manifest:
         """The manifest of a ref or revision: its bytes are checked against what was signed, or what was asked for.
@@ -593,6 +629,8 @@ class SyncClient:
         waiting: Waiting = lambda _: None,
         repository: Path | None = None,
         manners: Manners | None = None,
+        accept_expired: Sequence[str] = (),
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         """See ``Client``."""
         self._make = partial(
@@ -607,6 +645,8 @@ class SyncClient:
             waiting=waiting,
             repository=repository,
             manners=manners,
+            accept_expired=accept_expired,
+            warn=warn,
         )
 
     def _run(self, call: Callable[[Client], Awaitable[T]]) -> T:

@@ -52,6 +52,12 @@ class Metrics:
             ["source", "code"],
             registry=self.registry,
         )
+        self.expired_metadata_used = Counter(
+            "nearshard_expired_metadata_used",
+            "Answers by metadata that had expired, by what the operator accepts.",
+            ["accepted"],
+            registry=self.registry,
+        )
         self.evictions = Counter("nearshard_evictions", "Shards evicted, by tier.", ["tier"], registry=self.registry)
         self.cached = Gauge(
             "nearshard_cached_bytes", "Bytes held, fills included, by tier.", ["tier"], registry=self.registry

@@ -411,6 +411,21 @@ def begin(root: bytes, kept: Kept | None, now: float) -> Trust:
     return trust
 
 
+def root_version(root: bytes) -> int:
+    """Of a root that was verified."""
+    version: int = Metadata[Any].from_bytes(root).signed.version
+    return version
+
+
+def leads_to(older: bytes, root: bytes) -> bool:
+    """Whether who trusts ``older`` trusts ``root``, which has the next version."""
+    try:
+        _update_root(_start(older, NEVER), root, frozenset())
+    except TrustError:
+        return False
+    return True
+
+
 def supersedes(ours: Kept, theirs: Kept) -> bool:
     """Whether ``ours`` is to replace ``theirs`` in a file: nothing that is kept goes back to a lower version."""
     return ours.order > theirs.order or not _same_network(ours, theirs)

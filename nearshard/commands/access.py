@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from shared.token_file import given_token
 
 
 def access(
-    router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
+    router: list[str],
+    region: str | None,
+    trust_root: Path | None,
+    token_file: Path | None,
+    ca: Path | None,
+    accept_expired: list[str] | None = None,
 ) -> dict[str, Any]:
     """What a client is made with that goes on where the last command left off, also with no router left."""
     routers = parse_routers(router)
@@ -27,7 +33,13 @@ def access(
         "token": given_token(token_file),
         "ca": ca,
         "waiting": say_waiting,
+        "accept_expired": accept_expired or [],
+        "warn": _warn,
     }
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"warning: {line}\n")
 
 
 def manners(limit_rate: str, windows: list[str] | None, metered: bool, proxy: str) -> Manners:

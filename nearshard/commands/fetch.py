@@ -14,6 +14,7 @@ from nearshard.commands import repository as repository_commands
 from nearshard.commands.access import access, manners
 from nearshard.commands.options import (
     ROUTERS,
+    AcceptExpired,
     Ca,
     Force,
     Json,
@@ -53,6 +54,7 @@ def get_command(
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    accept_expired: AcceptExpired = None,
     repository: Where = None,
     no_repository: No = False,
     limit_rate: LimitRate = "0",
@@ -66,7 +68,7 @@ def get_command(
     """Fetch one task, verified, from the nearest nodes."""
     where = repository_commands.directory(repository, none=no_repository, output=output)
     link = manners(limit_rate, window, metered, proxy)
-    client = SyncClient(**access(router, region, trust_root, token, ca), repository=where, manners=link)
+    client = SyncClient(**access(router, region, trust_root, token, ca, accept_expired), repository=where, manners=link)
     _transfer(task_id, lambda p: client.get(task_id, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -80,6 +82,7 @@ def pull_command(
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    accept_expired: AcceptExpired = None,
     repository: Where = None,
     no_repository: No = False,
     limit_rate: LimitRate = "0",
@@ -95,7 +98,7 @@ def pull_command(
     ref = found or DEFAULT_REF
     where = repository_commands.directory(repository, none=no_repository, output=output)
     link = manners(limit_rate, window, metered, proxy)
-    client = SyncClient(**access(router, region, trust_root, token, ca), repository=where, manners=link)
+    client = SyncClient(**access(router, region, trust_root, token, ca, accept_expired), repository=where, manners=link)
     _transfer(model, lambda p: client.pull(name, ref, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 

@@ -20,6 +20,7 @@ from nearshard.commands import repository as repository_commands
 from nearshard.commands.access import access, manners
 from nearshard.commands.options import (
     ROUTERS,
+    AcceptExpired,
     Ca,
     JsonLines,
     LimitRate,
@@ -72,6 +73,7 @@ def sync_command(
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    accept_expired: AcceptExpired = None,
     repository: Where = None,
     limit_rate: LimitRate = "0",
     window: Windows = None,
@@ -83,7 +85,9 @@ def sync_command(
     """Keep the local repository's copies up to date; a failure is told, and tried again later."""
     where = repository_commands.directory(repository)
     link = manners(limit_rate, window, metered, proxy)
-    opened = partial(Client, **access(router, region, trust_root, token, ca), repository=where, manners=link)
+    opened = partial(
+        Client, **access(router, region, trust_root, token, ca, accept_expired), repository=where, manners=link
+    )
     opened()  # what cannot be used is said now, and not in an hour
     try:
         interval, hours = parse_interval(every), [parse_window(text) for text in only or []]

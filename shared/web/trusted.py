@@ -17,6 +17,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
@@ -41,7 +42,19 @@ from shared.paths import TrustPath
 from shared.tokens import NOBODY, AccessList
 from shared.trust import LIMITS, NEVER, Target, Trust, Wanted, roles_of
 from shared.trust_file import TrustFile
-from shared.trust_names import ACCESS, TIMESTAMP, TIMESTAMP_FILE, org_of, private_org, public_role
+from shared.trust_names import (
+    ACCESS,
+    ROOT,
+    SNAPSHOT,
+    TARGETS,
+    TIMESTAMP,
+    TIMESTAMP_FILE,
+    file_name,
+    org_of,
+    parse_file_name,
+    private_org,
+    public_role,
+)
 from shared.web.asking import Asking
 from shared.web.reads import Listing
 from shared.web.session import Answered, Fetched, NotLetIn, Sessions, fetch
@@ -53,6 +66,8 @@ AHEAD = 0.75
 """Of the lifetime, after which what is asked for often is confirmed before it ends."""
 RETRY = 1.0
 """Seconds after a failure in which nobody is asked again."""
+SAY_EVERY = 60.0
+"""Seconds between two lines of the log on the same use of expired metadata; it is counted each time."""
 MAX_FILES, MAX_FILES_BYTES = 256, 32 << 20
 """Files of earlier states that are kept for clients who are on their way through one."""
 
@@ -111,6 +126,30 @@ class Upstreams:
         if self._said.get(base) != error.error_code:
             self._said[base] = error.error_code
             self._log.warning("no metadata from a source", source=base, code=error.error_code, reason=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a ref means by metadata that was carried here, and the signed file that says so."""
+
+    target: Target
+    evidence: bytes
+
+
+class ExpiredUse:
+    """Of a service: answers by what has expired and is accepted are counted, and logged once a minute each."""
+
+    def __init__(self, clock: Clock, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._clock, self._metrics, self._log = clock, metrics, log
+        self._said: dict[str, float] = {}
+
+    def tell(self, accepted: Acceptance) -> None:
+        """One more."""
+        self._metrics.expired_metadata_used.labels(accepted.text).inc()
+        now = self._clock.monotonic()
+        if now - self._said.get(accepted.text, float("-inf")) >= SAY_EVERY:
+            self._said[accepted.text] = now
+            self._log.warning("answering by metadata that has expired, as accepted", accepted=accepted.text)
 
 
 class Trusted:
@@ -381,10 +420,41 @@ class Trusted:
         self._trust = await asyncio.to_thread(trust.begin, self._root, found.kept(), self._clock.time())
         self._expired = self._trust, found
 
-    # What was carried here
+    # What is carried here, and away
 
-    async def bring(self, files: Mapping[str, bytes], model: str, ref: str) -> Target:
-        """Move on to metadata that came by other ways than from a source, by file name, for what a ref means by it.
+    async def carry(self, model: str, ref: str) -> tuple[Target, Mapping[str, bytes]]:
+        """What a ref means, and the files that say so to who knows an older root, as far back as somebody has them.
+
+        Of other organisations' roles there is none in them. Raises as ``target``.
+        """
+        await self.target(model, ref)
+        with suppress(UpstreamError):
+            await self._load(ACCESS)
+        found = self._trust if self._trust.complete else self._beyond_expiry() or self._trust
+        target = found.target(model, ref, NEVER)
+        assert target is not None
+        wanted = {ROOT, TIMESTAMP, SNAPSHOT, TARGETS, ACCESS, *_roles_needed(found, model)}
+        files = {name: data for name, data in found.files().items() if (parse_file_name(name) or ("", 0))[0] in wanted}
+        return target, await self._older_roots(found.kept().roots) | files
+
+    async def _older_roots(self, roots: Sequence[bytes]) -> dict[str, bytes]:
+        """Those before the first of ``roots``, of which each leads to the next."""
+        files: dict[str, bytes] = {}
+        first = trust.root_version(roots[0])
+        for version in range(first - 1, max(0, first - trust.MAX_ROTATIONS), -1):
+            for base in self._sources.bases():
+                with suppress(NotFound, UpstreamError):
+                    data = (await self._get(base, Wanted(file_name(ROOT, version), LIMITS[ROOT]))).body
+                    if trust.leads_to(data, roots[0]):
+                        files[file_name(ROOT, version)], roots = data, [data]
+                        break
+            else:
+                break
+        return files
+
+    async def bring(self, files: Mapping[str, bytes], model: str, ref: str, *, keep: bool) -> Brought:
+        """What a ref means by metadata that came by other ways than from a source, by file name; ``keep``: and go by it
+        from now on.
 
         It is checked as a source's is, against what is believed here. Where more is known here already, that counts.
         Raises NotFound, TrustError, DiskError where it cannot be kept.
@@ -394,41 +464,58 @@ class Trusted:
             if not self._loaded:
                 await self._take_up()
             try:
-                await self._move(files, model, ref)
+                found = await self._move(files, model, ref)
+                if keep:
+                    await self._go_by(found)
             except RollbackDetected as error:  # what is known is newer: it says what the ref means, if it does
-                refused = error
-            found = await asyncio.to_thread(self._beyond_expiry)
-            if self._file is not None and found is not None:
-                await asyncio.to_thread(_save, self._file, found)
-        if target := await self._known(model, ref):
-            return target
+                refused, found = error, self._trust
+                if not found.complete and (expired := await asyncio.to_thread(self._beyond_expiry)):
+                    found = expired
+        if target := self._says(found, model, ref):
+            return Brought(target, found.evidence(model))
         raise refused or NotFound(f"the metadata says nothing of {model}@{ref}", code="unknown_revision")
 
-    async def _known(self, model: str, ref: str) -> Target | None:
-        """What a ref means by what is loaded; nobody is asked. Raises MetadataExpired, ClockSkew."""
-        now, public = self._clock.time(), roles_of(model)[0]
-        try:
-            self._trust.check(now)
-            return self._trust.target(model, ref, now) if self._trust.loaded(public) else None
-        except MetadataExpired as error:
-            accepted, found = await self._accept(model, ref, error)
-            self._used(accepted)
-            return found.target(model, ref, NEVER) if found.loaded(public) else None
-
-    async def _move(self, files: Mapping[str, bytes], model: str, ref: str) -> None:
-        """Raises TrustError."""
+    async def _move(self, files: Mapping[str, bytes], model: str, ref: str) -> Trust:
+        """What would be believed by these files. Raises TrustError."""
         now, before = self._clock.time(), self._trust
         try:
-            found = await asyncio.to_thread(_follow_files, before, files, model, now, expired=False)
+            return await asyncio.to_thread(_follow_files, before, files, model, now, expired=False)
         except MetadataExpired:
             if not any(one.covers(model, ref, now) for one in self._accepted):
                 raise
             start = await asyncio.to_thread(self._beyond_expiry) or before
-            found = await asyncio.to_thread(_follow_files, start, files, model, now, expired=True)
+            return await asyncio.to_thread(_follow_files, start, files, model, now, expired=True)
+
+    async def _go_by(self, found: Trust) -> None:
+        """Raises DiskError."""
+        try:
+            found.check(self._clock.time())
+        except MetadataExpired:
             await self._keep_expired(found)
-            return
-        await self._keep(found)
-        self._trust = found
+        else:
+            await self._keep(found)
+            self._trust = found
+        if self._file is not None:
+            try:
+                await asyncio.to_thread(self._file.save, found.kept())
+            except OSError as error:
+                raise DiskError(f"{self._file}: {error.strerror}") from error
+
+    def _says(self, found: Trust, model: str, ref: str) -> Target | None:
+        """What a ref means by what is loaded; nobody is asked. Raises MetadataExpired, ClockSkew."""
+        if found.complete and not found.loaded(roles_of(model)[0]):  # which counts first
+            return None
+        now = self._clock.time()
+        try:
+            found.check(now)
+            return found.target(model, ref, now)
+        except MetadataExpired:
+            accepted = next((one for one in self._accepted if one.covers(model, ref, now)), None)
+            if accepted is None or not found.complete:
+                raise
+            found.check_clock(now)
+            self._used(accepted)
+            return found.target(model, ref, NEVER)
 
     # What is believed
 
@@ -669,11 +756,3 @@ def _follow_files(before: Trust, files: Mapping[str, bytes], model: str, now: fl
         if not step.loaded(role) and (data := files.get(step.wanted(role).name)):
             step.take(role, data, NEVER if expired else now)
     return step
-
-
-def _save(file: TrustFile, found: Trust) -> None:
-    """Keep a state for the next process. Raises DiskError."""
-    try:
-        file.save(found.kept())
-    except OSError as error:
-        raise DiskError(f"{file}: {error.strerror}") from error
