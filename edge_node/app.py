@@ -24,6 +24,7 @@ from edge_node.round_trips import RoundTrips
 from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
 from edge_node.store import DiskTier, MemoryTier
+from edge_node.subscriptions import Subscriptions
 from edge_node.upstream import Upstreams
 from shared.acceptance import accept
 from shared.catalog import Catalog
@@ -92,6 +93,8 @@ def build_app(
         lifetime=settings.ref_lifetime,
         directory=settings.data / "catalog",
     )
+    operations = Operations(cache, catalog, trusted, upstreams, settings.data, clock, log)
+    subscriptions = Subscriptions(settings, operations, cache, catalog, trusted, clock, rng, metrics, log)
     mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     delivery = Delivery(
         cache,
@@ -107,11 +110,11 @@ def build_app(
         clock=clock,
         known_public=trusted.known_public,
         small_model=settings.small_model,
+        subscribed=subscriptions.status,
     )
     upstreams.link.policy = LinkPolicy(
         settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
     )
-    operations = Operations(cache, catalog, trusted, upstreams, settings.data, clock, log)
     scrubber = Scrubber(disk, settings.scrub, clock, log)
 
     round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)
@@ -138,6 +141,10 @@ def build_app(
         key=key,
     )
 
+    def heard(model: str) -> None:
+        catalog.forget(model)
+        subscriptions.heard(model)
+
     async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
         if peers.epoch:
             response.headers[EPOCH] = str(peers.epoch)
@@ -154,6 +161,7 @@ def build_app(
         else:
             await asyncio.to_thread(write_identity, settings.data, settings.node, key, record())
         operations.start()
+        subscriptions.start()
         sessions.resolve_ahead([*above, *settings.router])
         membership.start()
         round_trips.start()
@@ -163,6 +171,7 @@ def build_app(
         await round_trips.close()
         await admin.cleanup()
         await scrubber.close()
+        await subscriptions.close()
         await operations.close()
         await mirrored.close()
         await catalog.close()
@@ -180,5 +189,5 @@ def build_app(
     add_routes(app, delivery, gate, metrics, absent=mirrored.absent)
     add_admin_routes(app, operations, gate, log)
     add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
-    add_announce_route(app, catalog.forget)
+    add_announce_route(app, heard)
     return app

@@ -76,11 +76,12 @@ class Delivery:
         clock: Clock,
         known_public: Callable[[str], bool],
         small_model: int = 0,
+        subscribed: Callable[[], Sequence[Mapping[str, object]]] = tuple,
     ) -> None:
-        """``known_public``: whether a model is known to be for all."""
+        """``known_public``: whether a model is known to be for all. ``subscribed``: how its subscriptions are."""
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
-        self._small_model = small_model
+        self._small_model, self._subscribed = small_model, subscribed
         self.in_flight = 0
         """Requests for bytes being answered: this node's load, in its heartbeats."""
         self._counts = dict.fromkeys(Outcome, 0)
@@ -246,6 +247,7 @@ class Delivery:
             "upstream_bytes": self._upstreams.received.total() - self._upstreams.received[Outcome.FILL_PEER],
             "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
             "trust": self._trusted.status(),
+            "subscriptions": list(self._subscribed()),
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }

@@ -194,7 +194,8 @@ class _RepositoryHolder:
         self._missing: list[Layout] = []
         self._assembly: Assembly | None = None
         self._needed: set[Digest] = set()
-        self._parcels: set[Digest] = set()
+        self._others: set[Digest] = set()
+        """Parcels, and what they are upon."""
         self._spool = Path()
         self._places: Places = {}
         self._manifest: Manifest | None = None
@@ -213,7 +214,7 @@ class _RepositoryHolder:
         self._places = await asyncio.to_thread(repository.find, manifest)
         await asyncio.to_thread(self._assembly.prepare, self._places)
         self._needed = set(self._assembly.needed())
-        self._parcels = {delta.parcel for delta in manifest.deltas}
+        self._others = {delta.parcel for delta in manifest.deltas} | manifest.others.keys()
         self._spool = repository.folder(model) / "partial" / "parcels"
 
     def _choose(self, manifest: Manifest, index: Index) -> Mapping[Path, Layout]:
@@ -239,19 +240,19 @@ class _RepositoryHolder:
         """In some file, or spooled."""
         if digest in self._needed:
             return False
-        return bool(self._at(digest)) or (digest in self._parcels and self._spooled(digest).exists())
+        return bool(self._at(digest)) or (digest in self._others and self._spooled(digest).exists())
 
     async def put(self, digest: Digest, data: bytes) -> None:
-        """A shard at its place; a parcel beside, until the end; what is for nothing that is held here, nowhere."""
+        """A shard at its place; a parcel, or what it is upon, beside, until the end; anything else nowhere."""
         if digest in self._needed:
             await self._land(digest, data)
-        elif digest in self._parcels:
+        elif digest in self._others:
             await asyncio.to_thread(self._keep, digest, data)
 
     async def read(self, digest: Digest) -> bytes | None:
         """Checked."""
         assert self._manifest is not None
-        spooled = [Place(self._spooled(digest), 0)] if digest in self._parcels else []
+        spooled = [Place(self._spooled(digest), 0)] if digest in self._others else []
         for place in (*self._at(digest), *spooled):
             data = await asyncio.to_thread(read_shard, place, digest, self._manifest.size_of(digest))
             if data is not None:

@@ -223,6 +223,8 @@ class Unpacker:
         first = yield BLOCK
         size = _index_size(first)
         run = yield size + len(padding(size))
+        if any(run[size:]):
+            raise BundleInvalid("its index is damaged")
         self.index = decode_index(run[:size])
         for name, size in self.index.entries:
             run = yield BLOCK
@@ -262,17 +264,19 @@ def wanted(manifest: Manifest, tasks: Sequence[str]) -> list[Digest]:
 
 
 def pick(manifest: Manifest, wanted: Sequence[Digest], held: Container[Digest]) -> list[Digest]:
-    """The blobs by which all of ``wanted`` can be had where ``held`` is: shards, or parcels where they are fewer
-    bytes."""
+    """The blobs by which all of ``wanted`` can be had where ``held`` is: shards, or parcels where they are fewer bytes,
+    and what these are upon where that is neither held nor made."""
     ahead = ways(manifest, wanted, held.__contains__)
-    return list(
-        dict.fromkeys(
-            blob
-            for digest in wanted
-            if digest not in held
-            for blob in ([delta.parcel for delta in ahead[digest]] or [digest])
-        )
-    )
+    blobs: dict[Digest, None] = {}
+    for digest in wanted:
+        made = {delta.target for delta in ahead[digest]}
+        for delta in ahead[digest]:
+            bases = (part.digest for part in delta.base)
+            blobs |= dict.fromkeys(base for base in bases if base not in held and base not in made)
+            blobs[delta.parcel] = None
+        if digest not in held and not ahead[digest]:
+            blobs[digest] = None
+    return list(blobs)
 
 
 def rebuilding(

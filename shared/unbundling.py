@@ -1,9 +1,9 @@
 """Taking a bundle in: whatever holds shards (a client's repository, a node's cache) gets what was verified.
 
 The metadata is checked by ``Trusted.bring``, against the root that is trusted here; then the manifest is the one that
-it names; then each blob is kept once its digest was right. What is in the bundle as parcels is decoded at the end, a shard
-at a time, in threads. Only when all is here, what the ref means moves on: whoever is killed on the way has kept nothing
-that is wrong, and goes on with the version that is whole.
+it names; then each blob is kept once its digest was right. What is in the bundle as parcels is decoded at the end, a
+shard at a time, in threads. Only when all is here, what the ref means moves on: whoever is killed on the way has kept
+nothing that is wrong, and goes on with the version that is whole.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class ExpiredUse:
 
     def tell(self, accepted: Acceptance) -> None:
         """One more."""
-        self._metrics.expired_metadata_used.labels(accepted.text).inc()
+        self._metrics.expired_metadata_used.inc()
         now = self._clock.monotonic()
         if now - self._said.get(accepted.text, float("-inf")) >= SAY_EVERY:
             self._said[accepted.text] = now
@@ -339,10 +339,19 @@ class Trusted:
             "stale": self._stale,
             "error": self._failure.error_code if self._failure else None,
             "accepted_expired": [
-                {"what": one.text, "in_force": self._clock.time() < one.until, "used": self._uses[one]}
+                {
+                    "what": one.text if self._is_seen(one.model) else "(private)",
+                    "in_force": self._clock.time() < one.until,
+                    "used": self._uses[one],
+                }
                 for one in self._accepted
             ],
         }
+
+    def _is_seen(self, model: str) -> bool:
+        """Whether everybody may know of a model: a status page is for all."""
+        found = self._expired[1]
+        return self._trust.is_public(model) or (found is not None and found.is_public(model))
 
     def age(self) -> float | None:
         """Seconds since the newest metadata that is known was signed; None before the first."""
