@@ -1,7 +1,7 @@
-"""What a node is subscribed to: it keeps the shards that it owns, in the revision that the ref means, before it is asked.
+"""What a node is subscribed to: of the revision that a ref means it has the shards that it owns, before anybody asks.
 
-Each subscription has its schedule (``shared.schedule``): at an interval, spread, inside the operator's hours, and when a
-publish is announced. What a run could not end the next one goes on with: the cache holds what came.
+Each subscription has its schedule (``shared.schedule``): at an interval, spread, inside the operator's hours, and when
+a publish is announced. What a run could not end the next one goes on with: the cache holds what came.
 """
 
 from __future__ import annotations

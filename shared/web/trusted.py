@@ -371,8 +371,10 @@ class Trusted:
         except MetadataExpired:
             found = self._beyond_expiry() if self._accepts(self._clock.time()) else None
             name = TIMESTAMP_FILE if path.role == TIMESTAMP else path.file
-            if found is None or not (data := found.file(name)):
+            if found is None:
                 raise
+            if not (data := found.file(name)):
+                raise NotFound(f"there is no {name} here", code="unknown_metadata") from None
             return Listing(data, self.fields() if path.role == TIMESTAMP else {})
 
     async def _fresh_file(self, path: TrustPath) -> Listing:

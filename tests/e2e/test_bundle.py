@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +19,12 @@ from safetensors.numpy import save_file
 
 from nearshard.networks import config_dir, state_file
 from shared.bundle import Unpacker
+from tests.bundles import bundle_of, one_file
 from tests.harness import Lab, Service, command, make_model, wait_settled
+from tests.metadata import Repository
 
 MODEL = "acme/tiny"
+DAY = 86_400
 NOWHERE = "http://127.0.0.1:9"
 """Nobody listens there."""
 SHARDS = ("--shard-target", "256KiB", "--shard-limit", "256KiB")
@@ -162,3 +168,42 @@ def test_another_networks_bundle_is_refused(net: Net, home: Path, tmp_path_facto
     entries = unpacker.feed(net.whole.read_bytes())
     unpacker.end()
     assert all(hashlib.sha256(entry.data).hexdigest() == entry.digest[7:] for entry in entries)
+
+
+def test_weeks_later_it_is_served_as_far_as_the_operator_accepts_it(home: Path, lab: Lab) -> None:
+    metadata = Repository(now=time.time() - 10 * DAY)
+    shard = os.urandom(100_000)
+    manifest = one_file(MODEL, shard)
+    metadata.publish(MODEL, "main", manifest.encoded)
+    file, root = home / "old.tar", home / "root.json"
+    file.write_bytes(bundle_of(metadata, manifest, shard))
+    root.write_bytes(metadata.root)
+    until = datetime.now(UTC) + timedelta(days=30)
+    accepted = f"{MODEL}@main until {until:%Y-%m-%d}"
+
+    data = ("--data", str(lab.folder / "late"))
+    edge = lab.edge(NOWHERE, node="late", trust_root=str(root), words=["--trust-root", str(root)])
+    done = command("bundle", "import", str(file), *data, check=False)
+    assert done.returncode == 4 and "expired" in done.stderr
+    edge.stop()
+    edge.args += ["--accept-expired", json.dumps([accepted])]
+    edge.start()
+    command("bundle", "import", str(file), *data)
+    edge.stop()
+    edge.start()
+    with urllib.request.urlopen(f"{edge.url}/models/{MODEL}/files/main/w.bin", timeout=20) as answer:
+        assert answer.read() == shard
+    shown = edge.status()["trust"]
+    assert 9.9 * DAY < shown["signed_ago"] < 10.1 * DAY
+    assert shown["accepted_expired"][0]["what"] == accepted and shown["accepted_expired"][0]["used"] >= 1
+    assert "answering by metadata that has expired" in edge.text()
+
+    words = ("pull", MODEL, "--trust-root", str(root), "--router", edge.url)
+    done = command(*words, "-o", str(home / "no"), check=False)
+    assert done.returncode == 4 and "expired" in done.stderr, "who asks it decides by themselves"
+    done = command(*words, "-o", str(home / "yes"), "--accept-expired", accepted)
+    assert (home / "yes" / "w.bin").read_bytes() == shard
+    assert "signed 10.0 days ago" in done.stderr and accepted in done.stderr
+    far = f"{MODEL} until {until + timedelta(days=90):%Y-%m-%d}"
+    done = command(*words, "--accept-expired", far, check=False)
+    assert done.returncode == 3 and "90 days ahead" in done.stderr

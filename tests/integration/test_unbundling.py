@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,12 @@ import pytest
 from nearshard.bundling import import_bundle
 from nearshard.client import Client
 from shared import parcel
-from shared.bundle import END, BaseMissing, BundleInvalid, Index, entry_name, head, padding
+from shared.bundle import BaseMissing, BundleInvalid
 from shared.digest import digest_of
 from shared.errors import MetadataExpired, NearshardError
-from shared.layout import Layout, Slice
+from shared.layout import Slice
 from shared.manifest import Delta, Manifest
+from tests.bundles import bundle_of, one_file
 from tests.clock import HandClock
 from tests.metadata import NOW, Repository
 
@@ -26,16 +26,6 @@ NOWHERE = "http://127.0.0.1:9"
 RNG = random.Random(5)
 FIRST = [RNG.randbytes(60_000), bytes(50_000)]
 MIDDLE, SECOND = bytes(49_999) + b"\1", bytes(49_998) + b"\1\1"
-
-
-def model(*shards: bytes, deltas: tuple[Delta, ...] = (), others: tuple[bytes, ...] = ()) -> Manifest:
-    """One file of these shards."""
-    whole = b"".join(shards)
-    layout = Layout(
-        len(whole), hashlib.sha256(whole).hexdigest(), tuple(Slice(digest_of(d), 0, len(d)) for d in shards)
-    )
-    sizes = {digest_of(d): len(d) for d in shards}
-    return Manifest(MODEL, sizes, {"w.bin": layout}, {}, deltas=deltas, others={digest_of(d): len(d) for d in others})
 
 
 def encoded(target: bytes, base: bytes) -> bytes:
@@ -54,17 +44,8 @@ class Place:
 
     def bundle(self, manifest: Manifest, *blobs: bytes) -> Path:
         """One of what ``main`` means now."""
-        files = {n: d for n, d in self.metadata.files.items() if not n.endswith("private.json")}
-        parts = [("trust", d) for d in dict.fromkeys(files.values())]
-        parts += [("manifests", manifest.encoded), *(("blobs", data) for data in blobs)]
-        named = [(entry_name(kind, digest_of(data)), data) for kind, data in parts]
-        index = Index(
-            MODEL, "main", manifest.revision, {name: digest_of(data) for name, data in files.items()},
-            tuple((name, len(data)) for name, data in named),
-        )  # fmt: skip
         file = self.folder / "bundle.tar"
-        body = b"".join(head(name, len(data)) + data + padding(len(data)) for name, data in named)
-        file.write_bytes(index.encode() + body + END)
+        file.write_bytes(bundle_of(self.metadata, manifest, *blobs))
         return file
 
     def take(self, file: Path, *accepted: str) -> int:
@@ -97,7 +78,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """With the first version taken in."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     made = Place(tmp_path, Repository(), HandClock(NOW))
-    first = model(*FIRST)
+    first = one_file(MODEL, *FIRST)
     made.metadata.publish(MODEL, "main", first.encoded)
     assert made.take(made.bundle(first, *FIRST)) == 110_000
     return made
@@ -110,7 +91,7 @@ def second(wrong: bool = False) -> tuple[Manifest, list[bytes]]:
         Delta(digest_of(SECOND), digest_of(parcels[1]), (Slice(digest_of(MIDDLE), 0, len(MIDDLE)),)),
         Delta(digest_of(MIDDLE), digest_of(parcels[0]), (Slice(digest_of(FIRST[1]), 0, len(FIRST[1])),)),
     )
-    return model(FIRST[0], SECOND, deltas=deltas, others=(*parcels, MIDDLE, FIRST[1])), parcels
+    return one_file(MODEL, FIRST[0], SECOND, deltas=deltas, others=(*parcels, MIDDLE, FIRST[1])), parcels
 
 
 def test_a_chain_of_parcels_is_decoded_upon_what_is_held(place: Place) -> None:
