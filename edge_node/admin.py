@@ -7,13 +7,15 @@ tokens with the right ``admin``: to the model that is named, or to all of them (
     GET, PUT /link          the link's policy
     PUT /drain              {"draining": true or false}
     POST /preheat           {"what": ...}: a job;  GET /jobs/<id>: how far it is
+    POST /bundle            a bundle, to be taken in
     GET /pins  POST /pin  POST /unpin  POST /purge     {"what": ...}
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -28,7 +30,7 @@ from shared.clock import Clock
 from shared.errors import BadId, NotFound, RequestError
 from shared.files import replace_file
 from shared.metrics import Metrics
-from shared.paths import ADMIN
+from shared.paths import ADMIN, BUNDLE
 from shared.tokens import EVERYTHING, Forbidden, Right, Token, parse_scope
 from shared.web.access import Gate
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
@@ -36,6 +38,11 @@ from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 FILE = "admin.json"
 HERE = Token("local", "", 0, inf, (parse_scope(f"{EVERYTHING}:{Right.ADMIN}"),))
 """What whoever shows the node's own token may do."""
+
+RUN = 1 << 20
+"""Bytes of a large body that are taken at a time."""
+STALLED = 30.0
+"""Seconds without a byte of it after which it is given up."""
 
 Enter = Callable[[web.Request], Awaitable[Token]]
 """Gives what a request may do. Raises RequestError for one that may do nothing."""
@@ -144,13 +151,34 @@ def _add_routes(
     async def purge(request: web.Request, operator: Operator) -> Any:
         return await operations.purge(await _what(request, operator, "purge"))
 
+    async def bundle(request: web.Request, operator: Operator) -> Any:
+        return await operations.take_bundle(_chunks(request), lambda model: operator.begin("bundle", model))
+
     route("GET", "/link", get_link)
+    route("POST", BUNDLE, bundle)
     route("PUT", "/link", put_link)
     route("PUT", "/drain", drain)
     route("GET", "/jobs/{number}", job)
     route("GET", "/pins", pins)
     for name, handler in (("preheat", preheat), ("pin", pin), ("unpin", unpin), ("purge", purge)):
         route("POST", f"/{name}", handler)
+
+
+async def _chunks(request: web.Request) -> AsyncIterator[bytes]:
+    """A large body as it comes, in runs worth a thread. Raises RequestError (``timed_out``) where it stalls."""
+    run = bytearray()
+    while True:
+        try:
+            async with asyncio.timeout(STALLED):
+                chunk = await request.content.readany()
+        except TimeoutError:
+            raise RequestError(code="timed_out") from None
+        run += chunk
+        if len(run) >= RUN or (run and not chunk):
+            yield bytes(run)
+            run.clear()
+        if not chunk:
+            return
 
 
 async def _what(request: web.Request, operator: Operator, operation: str) -> str:

@@ -26,7 +26,9 @@ from edge_node.round_trips import RoundTrips
 from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
 from edge_node.store import DiskTier, MemoryTier
+from edge_node.subscriptions import Subscriptions
 from edge_node.upstream import Upstreams
+from shared.acceptance import accept
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.errors import ConfigError
@@ -46,7 +48,7 @@ from shared.web.reads import add_routes
 from shared.web.server import CONNECTION, DRAIN, listen
 from shared.web.session import Sessions
 from shared.web.tls import CLAIMED, Certificates
-from shared.web.trusted import Trusted
+from shared.web.trusted import ExpiredUse, Trusted
 from shared.web.trusted import Upstreams as TrustUpstreams
 
 
@@ -82,6 +84,8 @@ def build_app(
         lifetime=settings.ref_lifetime,
         name=settings.node,
         file=TrustFile(settings.data / "trust.msgpack"),
+        accepted=accept(settings.accept_expired, clock.time(), "edge.accept_expired"),
+        accepting=ExpiredUse(clock, metrics, log).tell,
     )
     catalog = Catalog(
         sessions,
@@ -93,8 +97,10 @@ def build_app(
         directory=settings.data / "catalog",
         pins=parse_pins(settings.pins),
     )
-    mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     recipes = Recipes()
+    operations = Operations(cache, catalog, trusted, upstreams, recipes, settings.data, clock, log)
+    subscriptions = Subscriptions(settings, operations, cache, catalog, trusted, clock, rng, metrics, log)
+    mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
     rebuilder = Rebuilder(cache, recipes, upstreams, reader_of(catalog, trusted, recipes), metrics, log)
     if settings.deltas:
         cache.fills.make, cache.fills.named = rebuilder.make, recipes.named
@@ -114,11 +120,11 @@ def build_app(
         clock=clock,
         known_public=trusted.known_public,
         small_model=settings.small_model,
+        subscribed=subscriptions.status,
     )
     upstreams.link.policy = LinkPolicy(
         settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
     )
-    operations = Operations(cache, catalog, trusted, upstreams, recipes, settings.data, clock, log)
     scrubber = Scrubber(disk, settings.scrub, clock, log)
 
     round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)
@@ -149,6 +155,10 @@ def build_app(
         key=key,
     )
 
+    def heard(model: str) -> None:
+        catalog.forget(model)
+        subscriptions.heard(model)
+
     async def tell_epoch(_: web.Request, response: web.StreamResponse) -> None:
         if peers.epoch:
             response.headers[EPOCH] = str(peers.epoch)
@@ -165,6 +175,7 @@ def build_app(
         else:
             await asyncio.to_thread(write_identity, settings.data, settings.node, key, record())
         operations.start()
+        subscriptions.start()
         sessions.resolve_ahead([*above, *settings.router])
         trusted.start()
         membership.start()
@@ -175,6 +186,7 @@ def build_app(
         await round_trips.close()
         await admin.cleanup()
         await scrubber.close()
+        await subscriptions.close()
         await operations.close()
         await mirrored.close()
         await catalog.close()
@@ -192,5 +204,5 @@ def build_app(
     add_routes(app, delivery, gate, metrics, absent=mirrored.absent)
     add_admin_routes(app, operations, gate, log)
     add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
-    add_announce_route(app, catalog.forget)
+    add_announce_route(app, heard)
     return app

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -16,8 +17,8 @@ from edge_node.fill import Fill, Fills
 from edge_node.ledger import State
 from edge_node.reach import Reach
 from edge_node.shard_key import ShardKey
-from edge_node.store import DiskTier, MemoryTier, room
-from shared.errors import LocalError, NearshardError
+from edge_node.store import DiskBuffer, DiskTier, MemoryTier, room
+from shared.errors import DiskFull, LocalError, NearshardError
 from shared.outcome import Outcome
 from shared.web.send import FileRegion, Piece
 
@@ -227,6 +228,43 @@ class Cache:
             fill = self.fills.start(key, size, Reach.ANYWHERE, background=True)
         await fill.wait_end()
 
+    async def keep(self, key: ShardKey, data: bytes) -> None:
+        """Have a shard whose digest was right on the disk. Raises DiskFull where it cannot take it."""
+        if fill := self.fills.get(key, Reach.ANYWHERE):  # it has the shard's place
+            with suppress(NearshardError):
+                await fill.wait_end()
+        if key in self.disk.ledger:
+            return
+        buffer = self.disk.begin(key, len(data), favoured=False)
+        if buffer is None:
+            raise DiskFull(f"the cache's disk cannot take a shard of {len(data)} bytes now")
+        committed = False
+        try:
+            await asyncio.to_thread(_write, buffer, data)
+            buffer.commit()
+            committed = True
+        except OSError as error:
+            self.disk.refused(error)
+            raise DiskFull(f"the cache's disk refused a shard: {error.strerror}") from error
+        finally:
+            if not committed:
+                buffer.discard()
+            buffer.close(committed=committed)
+
+    async def read_disk(self, key: ShardKey) -> bytes | None:
+        """All of a shard that is on the disk; None where it is not, or cannot be read."""
+        file = self.disk.look(key)
+        if file is None:
+            return None
+        reader = DiskReader(self.disk, key, file)
+        try:
+            return await asyncio.to_thread(file.read)
+        except OSError:
+            reader.broken()
+            return None
+        finally:
+            reader.close()
+
     async def close(self) -> None:
         """End what is under way."""
         await self.fills.close()
@@ -260,3 +298,9 @@ class Cache:
             self.memory.release(reader.key)  # the disk tier finds out by itself when it is read
         finally:
             reader.close()
+
+
+def _write(buffer: DiskBuffer, data: bytes) -> None:
+    """Raises OSError."""
+    buffer.write(0, data)
+    buffer.settle()

@@ -7,13 +7,31 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, model_validator
 
+from shared.acceptance import parse_acceptance
 from shared.config import HttpUrl, Name, ServiceSettings, TrustRoot, size
+from shared.errors import BadId
+from shared.ids import parse_task_id
 from shared.link import parse_window
 from shared.pins import check_pin
 from shared.proxy import parse_proxy
 
 PROFILES: dict[str, dict[str, Any]] = {"gateway": {"memory": "64MiB", "disk": "2GiB", "small_model": "500MB"}}
 
+
+def _accepted(text: str) -> str:
+    return parse_acceptance(text).text
+
+
+def _task_id(text: str) -> str:
+    try:
+        parse_task_id(text)
+    except BadId as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+Subscribed = Annotated[str, AfterValidator(_task_id)]
+Accepted = Annotated[str, AfterValidator(_accepted)]
 Window = Annotated[str, AfterValidator(parse_window)]
 Proxy = Annotated[str, AfterValidator(parse_proxy)]
 
@@ -64,6 +82,24 @@ class EdgeSettings(ServiceSettings):
     )
     upstream_proxies: dict[HttpUrl, Proxy] = Field(
         default_factory=dict, description="Proxy by upstream URL: http://, socks5:// or socks5h://host:port."
+    )
+    subscriptions: list[Subscribed] = Field(
+        default_factory=list,
+        description="Models or tasks, org/name[:task][@ref], of which this node keeps the shards that it owns, in the"
+        " revision that the ref means.",
+    )
+    subscription_interval: float = Field(
+        3600.0, ge=1, description="Seconds between two looks at a subscription; an announcement comes first."
+    )
+    subscription_windows: list[Window] = Field(
+        default_factory=list,
+        description='Local times of day, like "22:00-06:00", in which subscriptions fetch at all; none: always.',
+    )
+    subscription_pin: bool = Field(False, description="Never evict what is subscribed to.")
+    accept_expired: list[Accepted] = Field(
+        default_factory=list,
+        description="Models served by metadata that has expired, each like 'org/name@ref until 2027-01-31':"
+        " at most 90 days ahead.",
     )
     metered: bool = Field(False, description="Fetch only what clients ask for; preheating waits.")
     deltas: bool = Field(

@@ -85,12 +85,14 @@ class Delivery:
         clock: Clock,
         known_public: Callable[[str], bool],
         small_model: int = 0,
+        subscribed: Callable[[], Sequence[Mapping[str, object]]] = tuple,
     ) -> None:
-        """``known_public``: whether a model is known to be for all. ``rebuilt``: what deltas brought, for status."""
+        """``known_public``: whether a model is known to be for all. ``rebuilt``: what deltas brought, for status.
+        ``subscribed``: how its subscriptions are."""
         self._recipes, self._rebuilt = recipes, rebuilt
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
-        self._small_model = small_model
+        self._small_model, self._subscribed = small_model, subscribed
         self.in_flight = 0
         """Requests for bytes being answered: this node's load, in its heartbeats."""
         self._counts = dict.fromkeys(Outcome, 0)
@@ -279,6 +281,7 @@ class Delivery:
             "deltas": self._rebuilt(),
             "trust": self._trusted.status(),
             "trials": [asdict(trial) for trial in self.canary.trials()],
+            "subscriptions": list(self._subscribed()),
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }

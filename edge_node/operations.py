@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from edge_node.cache import Cache
+from edge_node.importing import take_bundle
 from edge_node.recipes import Recipes
 from edge_node.shard_key import ShardKey, shard_key
 from edge_node.upstream import Upstreams
@@ -107,14 +108,19 @@ class Operations:
 
     async def preheat(self, what: str) -> Job:
         """Begin to fetch what this node owns of ``what``. Raises BadId, NotFound or UpstreamError."""
-        shards = await self._shards(what)
+        return self.fetch(what, await self.owned(what))[0]
+
+    async def owned(self, what: str) -> dict[ShardKey, int]:
+        """The shards of ``what`` that this node owns, and their sizes. Raises as ``preheat``."""
+        return {key: size for key, size in (await self._shards(what)).items() if self._upstreams.owned(key)}
+
+    def fetch(self, what: str, shards: Mapping[ShardKey, int]) -> tuple[Job, asyncio.Task[None]]:
+        """Begin to fetch these, which are of ``what``: a job, and its end."""
         number = max(self._jobs, default=0) + 1
-        owned = {key: size for key, size in shards.items() if self._upstreams.owned(key)}
-        job = self._jobs[number] = Job(number, what, shards=len(owned), bytes=sum(owned.values()))
+        job = self._jobs[number] = Job(number, what, shards=len(shards), bytes=sum(shards.values()))
         for old in sorted(self._jobs)[:-KEEP_JOBS]:
             del self._jobs[old]
-        self._own(self._run(job, owned))
-        return job
+        return job, self._own(self._run(job, shards))
 
     def job(self, number: int) -> Job:
         """A preheat by its number. Raises NotFound."""
@@ -140,6 +146,9 @@ class Operations:
                 for _ in range(AT_ONCE):
                     group.create_task(work())
             job.state = "done"
+        except asyncio.CancelledError:
+            job.state = "stopped"
+            raise
         except BaseExceptionGroup as errors:
             job.state, job.reason = "failed", str(errors.exceptions[0])
         self._log.info("preheat ended", **asdict(job))
@@ -148,9 +157,13 @@ class Operations:
 
     async def pin(self, what: str) -> Job:
         """Keep ``what`` on this node's disk until ``unpin``, and fetch what is missing. Raises as ``preheat``."""
+        await self.keep(what)
+        return await self.preheat(what)
+
+    async def keep(self, what: str) -> None:
+        """Never evict what ``what`` means now, until ``unpin``. Raises as ``preheat``."""
         self._pinned[what] = frozenset(await self._shards(what))
         await self._apply_pins()
-        return await self.preheat(what)
 
     async def unpin(self, what: str) -> None:
         """No longer keep it. Raises NotFound for what is not pinned."""
@@ -201,6 +214,13 @@ class Operations:
         self._log.info("purged", what=what, **gone)
         return gone
 
+    # What was carried here
+
+    async def take_bundle(self, chunks: AsyncIterator[bytes], allowed: Callable[[str], None]) -> dict[str, object]:
+        """Take a bundle in. ``allowed`` is told its model before anything is kept, and raises where it is not to be.
+        Raises as ``edge_node.importing.take_bundle``."""
+        return await take_bundle(chunks, self._cache, self._catalog, self._trusted, self._log, allowed)
+
     async def close(self) -> None:
         """End what is under way."""
         await end(self._tasks)
@@ -220,7 +240,8 @@ class Operations:
         layouts = [task.layout, *(manifest.files[path] for path in task.files)]
         return {shard_key(digest, private): manifest.shards[digest] for layout in layouts for digest in layout.shards()}
 
-    def _own(self, work: Any) -> None:
+    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

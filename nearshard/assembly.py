@@ -244,6 +244,10 @@ class Assembly:
             if digest not in part.done:
                 any(part.take(digest, place) for place in places or find.get(digest, ()))
 
+    def places(self, digest: Digest) -> list[Place]:
+        """Where a shard is whole here."""
+        return [part.place(digest) for part in self._of.get(digest, ()) if digest in part.done]
+
     def needed(self) -> tuple[Digest, ...]:
         """The shards to fetch, in order of first use; those that were begun first."""
         missing = [digest for digest, parts in self._of.items() if any(digest not in part.done for part in parts)]
@@ -252,10 +256,6 @@ class Assembly:
     def left(self, digest: Digest) -> int:
         """Bytes of a needed shard that are not here."""
         return self._sizes[digest] - self._home(digest)[1]
-
-    def places(self, digest: Digest) -> list[Place]:
-        """Where a shard is by now that these files have."""
-        return [part.place(digest) for part in self._of.get(digest, ()) if digest in part.done]
 
     def _home(self, digest: Digest) -> tuple[Part, int]:
         """Where a needed shard lands, and how much of it is there."""

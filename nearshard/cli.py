@@ -29,6 +29,8 @@ PROGRAMS: Mapping[str, tuple[str, str]] = {
 
 MODULES: Mapping[str, tuple[str, ...]] = {
     "nearshard.commands.fetch": ("get", "pull", "repair"),
+    "nearshard.commands.sync": ("sync",),
+    "nearshard.commands.bundle": ("bundle",),
     "nearshard.commands.repository": ("ls", "show", "verify", "activate", "rollback", "rm"),
     "nearshard.commands.up": ("up",),
     "nearshard.commands.nodes": ("preheat", "pin", "purge", "link", "drain"),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,6 +45,7 @@ from nearshard.tensors import Framework, load
 from nearshard.transfer import Meter, Progress, Transfer, base_of
 from shared import codec, plan
 from shared import manifest as manifests
+from shared.acceptance import Acceptance, accept
 from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of
 from shared.errors import (
@@ -131,6 +132,8 @@ class Client:
         manners: Manners | None = None,
         clock: Clock | None = None,
         pins: Sequence[str] = (),
+        accept_expired: Sequence[str] = (),
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         """``router``: a URL, or several of routers that know the same nodes (also in one text, between commas).
         ``kept``: where the last view of the network is; in memory by default. ``trust_root``: a root.json of the
@@ -141,13 +144,16 @@ class Client:
         from the hub that it mirrors. ``repository``: directory of a local repository that all is kept in; by default
         what is fetched to an output is there only, and all else in the user's repository. ``manners``: rates, windows,
         metered, proxy (``parse_manners``). ``pins``: refs that mean one revision here, whatever is signed, each
-        ``MODEL@REF=sha256:…``. Raises RequestError, BadId, ConfigError."""
+        ``MODEL@REF=sha256:…``. ``accept_expired``: what is answered by metadata that has expired, each like
+        ``org/name@ref until 2027-01-31``; ``warn`` is told a line each time. Raises RequestError, BadId, ConfigError.
+        """
         self._waiting = waiting
         self._pins = parse_pins(pins)
         self._tls = tls_by(ca)
         self.routers = parse_routers(router)
         self._region = parse_name(region, "a region") if region else None
         self._clock = clock or SystemClock()
+        self._accepted, self._warn = accept(accept_expired, self._clock.time(), "accept_expired"), warn
         self._manners = manners or Manners()
         self._concurrency = self._manners.connections(concurrency)
         self._link = Link(self._clock, self._manners.policy)
@@ -252,25 +258,35 @@ class Client:
         asked = parse_task_id(task_id) if isinstance(task_id, str) else task_id
         manifest = await self.manifest(asked.model, asked.ref)
         layout = manifest.task(asked.task).layout if path is None else manifest.file(path)
-        await self._is_guided(manifest)
-        places = await asyncio.to_thread(self.repository.find, manifest)
-        find, tally = _find_in(places), Tally()
-        wanted = {digest: manifest.shards[digest] for digest in layout.shards() if digest not in places}
-        chosen, _ = await asyncio.to_thread(choose, manifest, wanted, find)
-        rebuilding = Rebuilding(self._transfer(manifest, {}, tally, Meter(0, None)), manifest, chosen, find, tally)
-
-        async def fetch(digest: Digest) -> memoryview:
-            for place in find(digest):
-                data = await asyncio.to_thread(read_shard, place, digest, manifest.shards[digest])
-                if data is not None:
-                    return memoryview(data)
-            return await rebuilding.fetch(digest)
-
-        opened = OpenFile(layout, fetch, ahead=0 if self._manners.policy.metered else ahead)
+        opened = OpenFile(
+            layout, await self.reader(manifest, layout.shards()), ahead=0 if self._manners.policy.metered else ahead
+        )
         try:
             yield opened
         finally:
             await opened.close()
+
+    async def reader(
+        self, manifest: Manifest, likely: Iterable[Digest] = ()
+    ) -> Callable[[Digest], Awaitable[memoryview]]:
+        """What gives a shard of a revision (or a parcel), checked: of the local repository, else of the network.
+        ``likely``: shards that come as deltas where that is fewer bytes. It raises as ``get``."""
+        await self._is_guided(manifest)
+        places = await asyncio.to_thread(self.repository.find, manifest)
+        find, tally = _find_in(places), Tally()
+        wanted = {digest: manifest.shards[digest] for digest in likely if digest not in places}
+        chosen, _ = await asyncio.to_thread(choose, manifest, wanted, find)
+        rebuilding = Rebuilding(self._transfer(manifest, {}, tally, Meter(0, None)), manifest, chosen, find, tally)
+
+        async def read(digest: Digest) -> memoryview:
+            size = manifest.size_of(digest)
+            for place in find(digest):
+                data = await asyncio.to_thread(read_shard, place, digest, size)
+                if data is not None:
+                    return memoryview(data)
+            return await rebuilding.fetch(digest)
+
+        return read
 
     async def load_task(
         self, task_id: str | TaskId, *, framework: Framework = "numpy", progress: Progress | None = None
@@ -330,15 +346,21 @@ class Client:
         return target.meant_for(model, ref, Subject(key, self._region or self._guide.region))
 
     async def _signed_target(self, model: str, ref: str) -> Target:
-        await self._guide.ready()
-        if self._trusted is None:
-            self._trusted = await asyncio.to_thread(self._make_trusted)
+        with suppress(UpstreamError):  # what is known of the metadata may do
+            await self._guide.ready()
+        trusted = await self.trusted()
         try:
-            return await self._meant(self._trusted, model, ref)
+            return await self._meant(trusted, model, ref)
         except NotFound:
             if not await await_mirror(self._guide, model, ref, SystemClock(), self._waiting):
                 raise
-        return await self._meant(self._trusted, model, ref)
+        return await self._meant(trusted, model, ref)
+
+    async def trusted(self) -> Trusted:
+        """The signed metadata as it is believed here. Raises ConfigError where no root of the network is trusted."""
+        if self._trusted is None:
+            self._trusted = await asyncio.to_thread(self._make_trusted)
+        return self._trusted
 
     async def _meant(self, trusted: Trusted, model: str, ref: str) -> Target:
         """What the signed metadata says now. Raises NotFound also where what says more is not for this client."""
@@ -355,7 +377,26 @@ class Client:
         root = read_root(file, clock.time(), "trust root")
         kept = TrustFile(state_file(root))
         sources = _Sources(self._sessions, self._guide)
-        return Trusted(root, sources, clock, lifetime=0, name="client", file=kept, eager=(), asker=True)
+        return Trusted(
+            root,
+            sources,
+            clock,
+            lifetime=0,
+            name="client",
+            file=kept,
+            eager=(),
+            asker=True,
+            accepted=self._accepted,
+            accepting=self._say_accepted,
+        )
+
+    def _say_accepted(self, accepted: Acceptance) -> None:
+        """Not once without a word."""
+        age = (self._trusted.age() if self._trusted else None) or 0.0
+        self._warn(
+            f"the metadata of {accepted.model} has expired: it was signed {age / 86_400:.1f} days ago, and nobody could"
+            f" be asked for newer; accepted as you said: {accepted.text}"
+        )
 
     async def manifest(self, model: str, ref: str) -> Manifest:
         """The manifest of a ref or revision: its bytes are checked against what was signed, or what was asked for.
@@ -633,6 +674,8 @@ class SyncClient:
         repository: Path | None = None,
         manners: Manners | None = None,
         pins: Sequence[str] = (),
+        accept_expired: Sequence[str] = (),
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         """See ``Client``."""
         self._make = partial(
@@ -648,6 +691,8 @@ class SyncClient:
             repository=repository,
             manners=manners,
             pins=pins,
+            accept_expired=accept_expired,
+            warn=warn,
         )
 
     def _run(self, call: Callable[[Client], Awaitable[T]]) -> T:

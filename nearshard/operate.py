@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,11 @@ def find_nodes(data: Path, names: list[str]) -> list[Access]:
     return nodes
 
 
-async def call(service: Access, method: str, path: str, body: object = None) -> dict[str, Any]:
-    """Ask a service. Raises what it answers, as the error it is; UpstreamError where it does not."""
+async def call(
+    service: Access, method: str, path: str, body: object = None, *, data: AsyncIterator[bytes] | None = None
+) -> dict[str, Any]:
+    """Ask a service. ``data``: what is sent in place of ``body``, for as long as it takes. Raises what it answers, as
+    the error it is; UpstreamError where it does not."""
     url = service.url + path
     with translated(url):
         async with (
@@ -86,9 +89,10 @@ async def call(service: Access, method: str, path: str, body: object = None) -> 
             session.request(
                 method,
                 url,
-                json=body,
+                json=body if data is None else None,
+                data=data,
                 headers=bearer(service.token),
-                timeout=aiohttp.ClientTimeout(total=60),
+                timeout=aiohttp.ClientTimeout(total=60 if data is None else None),
                 allow_redirects=False,
             ) as answer,
         ):

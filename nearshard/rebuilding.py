@@ -97,10 +97,10 @@ class Rebuilding:
             await asyncio.to_thread(lands.put, digest, made)
 
     async def fetch(self, digest: Digest) -> memoryview:
-        """A shard in memory. Raises as ``Transfer.fetch``."""
+        """A shard, or a parcel, in memory. Raises as ``Transfer.fetch``."""
         made = await self._made(digest)
         if made is None:
-            landing = MemoryLanding(digest, self._manifest.shards[digest])
+            landing = MemoryLanding(digest, self._manifest.size_of(digest))
             await self._transfer.fetch(landing)
             made = landing.data
         return made

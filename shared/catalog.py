@@ -128,6 +128,11 @@ class Catalog:
             known = await self._asking.once(target, lambda: self._relist(target, model, known))
         return Listing(known.body, self._fields(known))
 
+    async def take_in(self, manifest: Manifest) -> None:
+        """Keep a manifest that came by other ways than from upstream, and was verified."""
+        await self._write(f"manifests/{hex_of(manifest.revision)}", manifest.encoded)
+        _remember(self._manifests, manifest.revision, manifest, KEEP_MANIFESTS)
+
     def forget(self, _: str) -> None:
         """Take what is known of refs for no longer fresh: something was published."""
         self._trusted.forget()

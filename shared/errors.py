@@ -48,6 +48,8 @@ CODES: Mapping[str, Meaning] = {
     "bad_metadata": Meaning(422, EXIT_INTEGRITY, "The signed metadata is not acceptable."),
     "bad_manifest": Meaning(422, EXIT_INTEGRITY, "The manifest is not acceptable."),
     "digest_mismatch": Meaning(422, EXIT_INTEGRITY, "The bytes do not match their digest."),
+    "bad_bundle": Meaning(422, EXIT_INTEGRITY, "The bundle is damaged, incomplete or none."),
+    "base_missing": Meaning(404, EXIT_NOT_FOUND, "The revision that the bundle is upon is not held here whole."),
     "incomplete": Meaning(422, EXIT_USAGE, "A shard or the manifest of what is published is missing."),
     "bad_key": Meaning(422, EXIT_USAGE, "The public key is not acceptable."),
     "unauthorized": Meaning(401, EXIT_AUTH, "A valid token is needed."),

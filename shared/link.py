@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -38,12 +38,7 @@ class LinkPolicy:
 
     def rate_at(self, now: datetime) -> int:
         """The cap for all together at a local time."""
-        minute = now.hour * 60 + now.minute
-        for window, rate in self.windows.items():
-            start, stop = _minutes(window)
-            if (minute - start) % DAY < (stop - start) % DAY or start == stop:
-                return rate
-        return self.rate
+        return next((rate for window, rate in self.windows.items() if _until_end(window, now)), self.rate)
 
     def as_json(self) -> dict[str, Any]:
         """For people and scripts."""
@@ -59,6 +54,24 @@ def parse_window(text: str) -> str:
     """A time of day like ``08:00-18:00``. Raises ValueError."""
     _minutes(text)
     return text
+
+
+def open_for(windows: Sequence[str], now: datetime) -> float:
+    """Seconds that one of these times of day goes on at a local time; 0 where none is open; no end where there are
+    none."""
+    return max((_until_end(window, now) for window in windows), default=float("inf"))
+
+
+def opens_in(windows: Sequence[str], now: datetime) -> float:
+    """Seconds until the next of these times of day begins; 0 where one is open, or there are none."""
+    if open_for(windows, now):
+        return 0.0
+    return min(60.0 * ((_minutes(window)[0] - _minute(now)) % DAY) - now.second for window in windows)
+
+
+def local_time(clock: Clock, moment: float | None = None) -> datetime:
+    """What people's clocks show here, now or at ``moment`` (seconds since 1970)."""
+    return datetime.fromtimestamp(clock.time() if moment is None else moment).astimezone()
 
 
 def parse_policy(document: object, current: LinkPolicy) -> LinkPolicy:
@@ -94,6 +107,19 @@ def _bytes(value: object) -> int | None:
         return int(TypeAdapter(ByteSize).validate_python(value))
     except ValidationError:
         return None
+
+
+def _minute(now: datetime) -> int:
+    return now.hour * 60 + now.minute
+
+
+def _until_end(window: str, now: datetime) -> float:
+    """Seconds that a time of day goes on; 0 outside of it. One that ends when it begins has no end."""
+    start, stop = _minutes(window)
+    if start == stop:
+        return float("inf")
+    gone, length = (_minute(now) - start) % DAY, (stop - start) % DAY
+    return max(0.0, 60.0 * (length - gone) - now.second) if gone < length else 0.0
 
 
 def _minutes(window: str) -> tuple[int, int]:
@@ -150,4 +176,4 @@ class Link:
     def _rate(self) -> int:
         if not self.policy.windows:
             return self.policy.rate
-        return self.policy.rate_at(datetime.fromtimestamp(self._clock.time()).astimezone())
+        return self.policy.rate_at(local_time(self._clock))

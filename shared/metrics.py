@@ -63,6 +63,23 @@ class Metrics:
             ["source", "code"],
             registry=self.registry,
         )
+        self.subscribed = Counter(
+            "nearshard_subscribed_bytes",
+            "Bytes of new revisions of what a node is subscribed to: moved, or saved because they were held.",
+            ["how"],
+            registry=self.registry,
+        )
+        self.subscription_failures = Counter(
+            "nearshard_subscription_failures",
+            "Times that a subscription could not be brought up to date, by code.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.expired_metadata_used = Counter(
+            "nearshard_expired_metadata_used",
+            "Answers by metadata that had expired, as the operator accepts it.",
+            registry=self.registry,
+        )
         self.evictions = Counter("nearshard_evictions", "Shards evicted, by tier.", ["tier"], registry=self.registry)
         self.cached = Gauge(
             "nearshard_cached_bytes", "Bytes held, fills included, by tier.", ["tier"], registry=self.registry

@@ -18,6 +18,8 @@ from shared.trust_names import file_name, parse_file_name
 
 ADMIN, ENROLMENTS = "/admin", "/enrolments"
 """What is below these is not read: operating a node, and changing a router's enrolment."""
+BUNDLE = "/bundle"
+"""Below an operator's face: a bundle for a node to take in."""
 MAX_TARGET = 8000
 """Characters of a path: the longest that a manifest can hold, each byte escaped, fits in a request line."""
 _RAW = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")

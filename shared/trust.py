@@ -79,6 +79,9 @@ MAX_ROLES = 64 << 20
 """Bytes of delegated roles that are kept; those loaded first are let go, and loaded again when they are needed."""
 MAX_RETIRED = 1024
 """Ids of keys that were good once that are kept, to call a revoked key by its name."""
+NEVER = 0.0
+"""As the moment that expiry is judged at: nothing had expired then. Signatures, versions and hashes are judged as ever;
+for what an operator accepts by name (``shared.acceptance``), and for nothing else."""
 _MAX_KEPT = 256 << 20
 _FIELD = "nearshard"
 """Our own field in the signed part of role ``access``."""
@@ -224,6 +227,20 @@ class Trust:
         if now >= self.expires:
             raise _expired(self._expiries[0][1], self.expires)
         _check_not_ahead(self._metadata, now)
+
+    def check_clock(self, now: float) -> None:
+        """Raises ClockSkew where the clock here must be behind, whether this has expired or not; MetadataExpired where
+        there is nothing."""
+        if not self.complete:
+            raise MetadataExpired("there is no signed metadata yet")
+        _check_not_ahead(self._metadata, now)
+
+    @property
+    def signed_at(self) -> float | None:
+        """When the timestamp was signed, as its expiry has it, in seconds since 1970; None before the first one."""
+        if TIMESTAMP not in self._metadata:
+            return None
+        return self._metadata.timestamp.expires.timestamp() - LIFETIMES[TIMESTAMP].total_seconds()
 
     def kept(self) -> Kept:
         """All of it, for a file."""
@@ -422,6 +439,21 @@ def begin(root: bytes, kept: Kept | None, now: float) -> Trust:
     return trust
 
 
+def root_version(root: bytes) -> int:
+    """Of a root that was verified."""
+    version: int = Metadata[Any].from_bytes(root).signed.version
+    return version
+
+
+def leads_to(older: bytes, root: bytes) -> bool:
+    """Whether who trusts ``older`` trusts ``root``, which has the next version."""
+    try:
+        _update_root(_start(older, NEVER), root, frozenset())
+    except TrustError:
+        return False
+    return True
+
+
 def supersedes(ours: Kept, theirs: Kept) -> bool:
     """Whether ``ours`` is to replace ``theirs`` in a file: nothing that is kept goes back to a lower version."""
     return ours.order > theirs.order or not _same_network(ours, theirs)
@@ -433,14 +465,16 @@ def _same_network(ours: Kept, theirs: Kept) -> bool:
     return bool(theirs.roots) and all(mine.get(_version(data), data) == data for data in theirs.roots)
 
 
-def refresh(trust: Trust, timestamp: bytes, now: float) -> Generator[Wanted, bytes | None, Trust]:
+def refresh(
+    trust: Trust, timestamp: bytes, now: float, *, expired: bool = False
+) -> Generator[Wanted, bytes | None, Trust]:
     """Move on to a timestamp that a source sent. Yields files to fetch, is sent their bytes (None: it is not there).
 
     Gives what is believed then; ``trust`` stays as it is. Delegated roles that have changed are not in it yet.
-    Raises TrustError.
+    ``expired``: also to what has expired, which ``check`` then says of it. Raises TrustError.
     """
-    before = trust.kept()
-    metadata = _start(before.roots[-1], now)
+    before, judged = trust.kept(), NEVER if expired else now
+    metadata = _start(before.roots[-1], judged)
     roots = list(before.roots)
     while data := (yield Wanted(file_name(ROOT, metadata.root.version + 1), LIMITS[ROOT], optional=True)):
         if len(roots) - len(before.roots) == MAX_ROTATIONS:
@@ -448,7 +482,7 @@ def refresh(trust: Trust, timestamp: bytes, now: float) -> Generator[Wanted, byt
         _update_root(metadata, data, before.retired)
         roots.append(data)
     retired = before.retired | trust.key_ids()
-    timestamp, same_keys = _update_timestamp(metadata, before.timestamp, timestamp, retired, now)
+    timestamp, same_keys = _update_timestamp(metadata, before.timestamp, timestamp, retired)
     # §5.3.11: after a rotation of its key an old timestamp does not count, nor does the snapshot that it named
     old_snapshot = before.snapshot if same_keys else b""
     snapshot = yield from _update_snapshot(metadata, old_snapshot, retired)
@@ -456,7 +490,7 @@ def refresh(trust: Trust, timestamp: bytes, now: float) -> Generator[Wanted, byt
     found = replace(before, roots=tuple(roots), timestamp=timestamp, snapshot=snapshot, targets=targets)
     made = Trust(metadata, replace(found, retired=retired - Trust(metadata, found).key_ids()))
     _check_not_ahead(metadata, now)
-    made.carry_over(now)
+    made.carry_over(judged)
     return made
 
 
@@ -501,7 +535,7 @@ def _update_root(metadata: TrustedMetadataSet, data: bytes, retired: frozenset[s
 
 
 def _update_timestamp(
-    metadata: TrustedMetadataSet, old: bytes, new: bytes, retired: frozenset[str], now: float
+    metadata: TrustedMetadataSet, old: bytes, new: bytes, retired: frozenset[str]
 ) -> tuple[bytes, bool]:
     """The timestamp that counts now, and whether the old one still verifies. An expired one counts against rollback."""
     if old:

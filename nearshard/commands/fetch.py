@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nearshard.client import Client, Got, SyncClient
 from nearshard.commands import repository as repository_commands
+from nearshard.commands.access import access, manners
 from nearshard.commands.options import (
     ROUTERS,
+    AcceptExpired,
     Ca,
     Force,
     Json,
@@ -27,16 +29,10 @@ from nearshard.commands.options import (
     Token,
     TrustRoot,
     Windows,
-    by_window,
 )
 from nearshard.commands.repository import MaybeWhat, No, Where
-from nearshard.guide import parse_routers
-from nearshard.kept import Kept, cache_file
-from nearshard.manners import Manners, parse_manners
-from nearshard.mirrored import say_waiting
 from nearshard.progress import OnProgress, shown, told
 from shared.ids import DEFAULT_REF
-from shared.token_file import given_token
 
 
 def add_to(app: typer.Typer) -> None:
@@ -59,6 +55,7 @@ def get_command(
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    accept_expired: AcceptExpired = None,
     repository: Where = None,
     no_repository: No = False,
     limit_rate: LimitRate = "0",
@@ -72,10 +69,9 @@ def get_command(
 ) -> None:
     """Fetch one task, verified, from the nearest nodes."""
     where = repository_commands.directory(repository, none=no_repository, output=output)
-    manners = _manners(limit_rate, window, metered, proxy)
-    client = SyncClient(
-        **_access(router, region, trust_root, token, ca), repository=where, manners=manners, pins=pin or ()
-    )
+    link = manners(limit_rate, window, metered, proxy)
+    opened = access(router, region, trust_root, token, ca, accept_expired)
+    client = SyncClient(**opened, repository=where, manners=link, pins=pin or ())
     _transfer(task_id, lambda p: client.get(task_id, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -89,6 +85,7 @@ def pull_command(
     token: Token = None,
     trust_root: TrustRoot = None,
     ca: Ca = None,
+    accept_expired: AcceptExpired = None,
     repository: Where = None,
     no_repository: No = False,
     limit_rate: LimitRate = "0",
@@ -104,10 +101,9 @@ def pull_command(
     name, _, found = model.partition("@")
     ref = found or DEFAULT_REF
     where = repository_commands.directory(repository, none=no_repository, output=output)
-    manners = _manners(limit_rate, window, metered, proxy)
-    client = SyncClient(
-        **_access(router, region, trust_root, token, ca), repository=where, manners=manners, pins=pin or ()
-    )
+    link = manners(limit_rate, window, metered, proxy)
+    opened = access(router, region, trust_root, token, ca, accept_expired)
+    client = SyncClient(**opened, repository=where, manners=link, pins=pin or ())
     _transfer(model, lambda p: client.pull(name, ref, output, force=force, progress=p), quiet=quiet, as_json=as_json)
 
 
@@ -127,8 +123,8 @@ def repair_command(
 ) -> None:
     """Read what the local repository holds, and fetch again the shards that are not right."""
     where = repository_commands.directory(repository)
-    manners = _manners(limit_rate, window, metered, proxy)
-    client = Client(**_access(router, region, trust_root, token, ca), repository=where, manners=manners)
+    link = manners(limit_rate, window, metered, proxy)
+    client = Client(**access(router, region, trust_root, token, ca), repository=where, manners=link)
     repository_commands.repair(client, what, as_json=as_json)
 
 
@@ -173,24 +169,3 @@ def _report(got: Got) -> None:
         sys.stdout.write(f"{got.moved / 1e6:.1f} MB moved, {got.saved / 1e6:.1f} MB saved\n")
     if got.refused:
         sys.stdout.write(f"{got.refused} shards came whole: their deltas were wrong, or could not be had or used\n")
-
-
-def _access(
-    router: list[str], region: str | None, trust_root: Path | None, token_file: Path | None, ca: Path | None
-) -> dict[str, Any]:
-    """What a client is made with that goes on where the last command left off, also with no router left."""
-    routers = parse_routers(router)
-    kept = Kept(cache_file(routers, region))
-    return {
-        "router": routers,
-        "region": region,
-        "kept": kept,
-        "trust_root": trust_root,
-        "token": given_token(token_file),
-        "ca": ca,
-        "waiting": say_waiting,
-    }
-
-
-def _manners(limit_rate: str, windows: list[str] | None, metered: bool, proxy: str) -> Manners:
-    return parse_manners(limit_rate=limit_rate, windows=by_window(windows or []), metered=metered, proxy=proxy)

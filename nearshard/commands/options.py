@@ -37,6 +37,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 JsonLines = Annotated[
     bool, typer.Option("--json", help="Print one line of JSON for each event; the result is the last.")
 ]
+AcceptExpired = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-expired",
+        help="'org/name@ref until 2027-01-31': go by metadata that has expired, 90 days ahead at most; again for more.",
+    ),
+]
 LimitRate = Annotated[
     str,
     typer.Option(

@@ -4,31 +4,58 @@ What was confirmed is fresh for ``lifetime`` seconds; then the timestamp is aske
 where nothing has changed. A source that sends what is not to be believed is left for the next one, and what was
 believed stays. While no source answers, it goes on being used, marked stale, until it expires. Roles of organisations
 are loaded when a model of theirs is asked for. With a file, what is believed survives a restart.
+
+What has expired is an error, but where the operator accepts it by the model's name and until a day
+(``shared.acceptance``). Then the same files are taken up once more, with expiry judged at a moment before it:
+python-tuf checks signatures, versions and hashes as ever. Such a state is never what is believed (``_trust``); it
+answers for what was accepted, and each answer is counted and told.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlencode
 
 import aiohttp
 
 from shared import trust, trust_chain
+from shared.acceptance import Acceptance
 from shared.clock import Clock
 from shared.digest import Digest, digest_of, hex_of
-from shared.errors import MetadataExpired, MetadataTooLarge, NotFound, TrustError, UpstreamError
+from shared.errors import (
+    DiskError,
+    MetadataExpired,
+    MetadataTooLarge,
+    MixedMetadata,
+    NotFound,
+    RollbackDetected,
+    TrustError,
+    UpstreamError,
+)
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status
 from shared.paths import TrustPath
 from shared.tokens import NOBODY, AccessList
-from shared.trust import LIMITS, Target, Trust, Wanted, roles_of
+from shared.trust import LIMITS, NEVER, Target, Trust, Wanted, roles_of
 from shared.trust_file import TrustFile
-from shared.trust_names import ACCESS, ROOT, TIMESTAMP, TIMESTAMP_FILE, org_of, private_org, public_role
+from shared.trust_names import (
+    ACCESS,
+    ROOT,
+    SNAPSHOT,
+    TARGETS,
+    TIMESTAMP,
+    TIMESTAMP_FILE,
+    file_name,
+    org_of,
+    parse_file_name,
+    private_org,
+    public_role,
+)
 from shared.web.asking import Asking
 from shared.web.reads import Listing
 from shared.web.session import Answered, Fetched, NotLetIn, Sessions, fetch
@@ -40,6 +67,8 @@ AHEAD = 0.75
 """Of the lifetime, after which what is asked for often is confirmed before it ends."""
 RETRY = 1.0
 """Seconds after a failure in which nobody is asked again."""
+SAY_EVERY = 60.0
+"""Seconds between two lines of the log on the same use of expired metadata; it is counted each time."""
 MAX_FILES, MAX_FILES_BYTES = 256, 32 << 20
 """Files of earlier states that are kept for clients who are on their way through one."""
 
@@ -100,6 +129,30 @@ class Upstreams:
             self._log.warning("no metadata from a source", source=base, code=error.error_code, reason=str(error))
 
 
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What a ref means by metadata that was carried here, and the signed file that says so."""
+
+    target: Target
+    evidence: bytes
+
+
+class ExpiredUse:
+    """Of a service: answers by what has expired and is accepted are counted, and logged once a minute each."""
+
+    def __init__(self, clock: Clock, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._clock, self._metrics, self._log = clock, metrics, log
+        self._said: dict[str, float] = {}
+
+    def tell(self, accepted: Acceptance) -> None:
+        """One more."""
+        self._metrics.expired_metadata_used.inc()
+        now = self._clock.monotonic()
+        if now - self._said.get(accepted.text, float("-inf")) >= SAY_EVERY:
+            self._said[accepted.text] = now
+            self._log.warning("answering by metadata that has expired, as accepted", accepted=accepted.text)
+
+
 class Trusted:
     """The signed metadata of one process."""
 
@@ -114,6 +167,8 @@ class Trusted:
         file: TrustFile | None = None,
         eager: Sequence[str] = (ACCESS,),
         asker: bool = False,
+        accepted: Sequence[Acceptance] = (),
+        accepting: Callable[[Acceptance], None] = lambda _: None,
     ) -> None:
         """``root``: what is trusted from the beginning. ``lifetime``: seconds. ``eager``: roles that are always loaded.
         ``asker``: of one client. Where a source lies and nobody tells the truth it says so, rather than go on by what
@@ -141,6 +196,12 @@ class Trusted:
         """Whose models were asked for last."""
         self._ahead: tuple[str, dict[str, bytes | None]] = "", {}
         """Files that a source sent along with its timestamp; None: it has no such file."""
+        self._accepted, self._accepting = accepted, accepting
+        self._uses = Counter[Acceptance]()
+        self._expired: tuple[Trust | None, Trust | None] = (None, None)
+        """What was believed when it was last taken up without regard to expiry, and that."""
+        self._moving = asyncio.Lock()
+        """Held by who moves what is believed on."""
         self.asking = Asking()
 
     def __repr__(self) -> str:
@@ -160,6 +221,18 @@ class Trusted:
     async def target(self, model: str, ref: str) -> Target:
         """What a ref means now. Raises NotFound, TrustError, UpstreamError."""
         self._org = org_of(model)
+        try:
+            return await self._target(model, ref)
+        except MetadataExpired as error:
+            accepted, found = await self._accept(model, ref, error)
+            for role in roles_of(model):
+                await self._load_expired(found, role)
+                if target := found.target(model, ref, NEVER):
+                    self._used(accepted)
+                    return target
+            raise
+
+    async def _target(self, model: str, ref: str) -> Target:
         await self.current()
         for role in roles_of(model):  # the public one says it for most, and costs a client one request
             await self._load(role)
@@ -171,7 +244,7 @@ class Trusted:
 
     def evidence(self, model: str) -> bytes:
         """The signed file by which ``target`` answers for a model, for who keeps it; empty where none is loaded."""
-        return self._trust.evidence(model)
+        return (self._trust if self._trust.complete else self._expired[1] or self._trust).evidence(model)
 
     def at_hand(self, model: str, ref: str) -> Target | None:
         """The same, where nobody needs to be asked and there is such a ref; else None. Metadata that is asked for near
@@ -207,7 +280,12 @@ class Trusted:
 
     async def refs(self, model: str) -> Mapping[str, Target]:
         """A model's refs by name; none for a model that there is not. Raises TrustError, UpstreamError."""
-        return (await self._of_model(model)).refs(model)
+        try:
+            return (await self._of_model(model)).refs(model)
+        except MetadataExpired as error:
+            accepted, found = await self._accept(model, "", error)
+            self._used(accepted)
+            return {ref: target for ref, target in found.refs(model).items() if accepted.ref in ("", ref)}
 
     def rollouts(self) -> Mapping[str, Mapping[str, Target]]:
         """By public model and ref what is being rolled out, as far as it is known here."""
@@ -231,8 +309,13 @@ class Trusted:
         """Whether a model is for everybody; False for one that there is not. Raises TrustError, UpstreamError."""
         if self.known_public(model):
             return True
-        await self.current()
-        await self._load(public_role(org_of(model)))
+        try:
+            await self.current()
+            await self._load(public_role(org_of(model)))
+        except MetadataExpired as error:
+            _, found = await self._accept(model, "", error)
+            await self._load_expired(found, public_role(org_of(model)))
+            return found.is_public(model)
         return self._trust.is_public(model)
 
     def access(self) -> Mapping[str, object] | None:
@@ -270,10 +353,29 @@ class Trusted:
         expires = self._trust.expires
         return {
             "versions": self._trust.versions(),
+            "signed_ago": round(signed) if (signed := self.age()) is not None else None,
             "expires_in": round(expires - self._clock.time()) if self._trust.complete else None,
             "stale": self._stale,
             "error": self._failure.error_code if self._failure else None,
+            "accepted_expired": [
+                {
+                    "what": one.text if self._is_seen(one.model) else "(private)",
+                    "in_force": self._clock.time() < one.until,
+                    "used": self._uses[one],
+                }
+                for one in self._accepted
+            ],
         }
+
+    def _is_seen(self, model: str) -> bool:
+        """Whether everybody may know of a model: a status page is for all."""
+        found = self._expired[1]
+        return self._trust.is_public(model) or (found is not None and found.is_public(model))
+
+    def age(self) -> float | None:
+        """Seconds since the newest metadata that is known was signed; None before the first."""
+        signed = self._trust.signed_at
+        return None if signed is None else self._clock.time() - signed
 
     def forget(self) -> None:
         """Something was published: what is known is no longer fresh."""
@@ -281,7 +383,20 @@ class Trusted:
         self._confirmed = self._retry_at = float("-inf")
 
     async def file(self, path: TrustPath) -> Listing:
-        """A file to serve on: verified, the timestamp fresh. Raises NotFound, TrustError, UpstreamError."""
+        """A file to serve on: verified, the timestamp fresh. Where some of it is accepted although it has expired,
+        whoever asks here may accept it too: they check by themselves. Raises NotFound, TrustError, UpstreamError."""
+        try:
+            return await self._fresh_file(path)
+        except MetadataExpired:
+            found = self._beyond_expiry() if self._accepts(self._clock.time()) else None
+            name = TIMESTAMP_FILE if path.role == TIMESTAMP else path.file
+            if found is None:
+                raise
+            if not (data := found.file(name)):
+                raise NotFound(f"there is no {name} here", code="unknown_metadata") from None
+            return Listing(data, self.fields() if path.role == TIMESTAMP else {})
+
+    async def _fresh_file(self, path: TrustPath) -> Listing:
         if path.role == TIMESTAMP:
             found = await self.current()
             return Listing(found.timestamp, self.fields())
@@ -292,6 +407,145 @@ class Trusted:
             if not found.loaded(path.role) and found.wanted(path.role).name == path.file:
                 await self._load(path.role)
         raise NotFound(f"there is no {path.file} here", code="unknown_metadata")
+
+    # What has expired and is accepted
+
+    def _accepts(self, now: float) -> bool:
+        """Whether anything is accepted now that has expired."""
+        return any(now < one.until for one in self._accepted)
+
+    async def _accept(self, model: str, ref: str, error: MetadataExpired) -> tuple[Acceptance, Trust]:
+        """By what the operator accepts this now, and the state that answers then. Raises ``error``, ClockSkew."""
+        now = self._clock.time()
+        accepted = next((one for one in self._accepted if one.covers(model, ref, now)), None)
+        found = await asyncio.to_thread(self._beyond_expiry) if accepted else None
+        if accepted is None or found is None:
+            raise error
+        found.check_clock(now)
+        return accepted, found
+
+    def _used(self, accepted: Acceptance) -> None:
+        self._uses[accepted] += 1
+        self._accepting(accepted)
+
+    def _beyond_expiry(self) -> Trust | None:
+        """What is believed but for its expiry, also after a restart; None where there is no such."""
+        before, found = self._expired
+        if before is not self._trust or found is None:
+            made = trust.begin(self._root, self._trust.kept(), NEVER)
+            found = made if made.complete else None
+            self._expired = self._trust, found
+        return found
+
+    async def _load_expired(self, found: Trust, role: str) -> None:
+        """Have a role in a state that is beyond its expiry, where somebody has it."""
+        if not found.loaded(role):
+            with suppress(UpstreamError):
+                await self._fetch_role(found, role, expired=True)
+                await self._keep(found)
+
+    async def _keep_expired(self, found: Trust) -> None:
+        """Remember a newer state that has expired: nothing older is taken from now on, and it may be accepted."""
+        await self._keep(found)
+        self._trust = await asyncio.to_thread(trust.begin, self._root, found.kept(), self._clock.time())
+        self._expired = self._trust, found
+
+    # What is carried here, and away
+
+    async def carry(self, model: str, ref: str) -> tuple[Target, Mapping[str, bytes]]:
+        """What a ref means, and the files that say so to who knows an older root, as far back as somebody has them.
+
+        Of other organisations' roles there is none in them. Raises as ``target``.
+        """
+        await self.target(model, ref)
+        with suppress(UpstreamError):
+            await self._load(ACCESS)
+        found = self._trust if self._trust.complete else self._beyond_expiry() or self._trust
+        target = found.target(model, ref, NEVER)
+        assert target is not None
+        wanted = {ROOT, TIMESTAMP, SNAPSHOT, TARGETS, ACCESS, *_roles_needed(found, model)}
+        files = {name: data for name, data in found.files().items() if (parse_file_name(name) or ("", 0))[0] in wanted}
+        return target, await self._older_roots(found.kept().roots) | files
+
+    async def _older_roots(self, roots: Sequence[bytes]) -> dict[str, bytes]:
+        """Those before the first of ``roots``, of which each leads to the next."""
+        files: dict[str, bytes] = {}
+        first = trust.root_version(roots[0])
+        for version in range(first - 1, max(0, first - trust.MAX_ROTATIONS), -1):
+            for base in self._sources.bases():
+                with suppress(NotFound, UpstreamError):
+                    data = (await self._get(base, Wanted(file_name(ROOT, version), LIMITS[ROOT]))).body
+                    if trust.leads_to(data, roots[0]):
+                        files[file_name(ROOT, version)], roots = data, [data]
+                        break
+            else:
+                break
+        return files
+
+    async def bring(self, files: Mapping[str, bytes], model: str, ref: str, *, keep: bool) -> Brought:
+        """What a ref means by metadata that came by other ways than from a source, by file name; ``keep``: and go by it
+        from now on.
+
+        It is checked as a source's is, against what is believed here. Where more is known here already, that counts.
+        Raises NotFound, TrustError, DiskError where it cannot be kept.
+        """
+        refused: RollbackDetected | None = None
+        async with self._moving:
+            if not self._loaded:
+                await self._take_up()
+            try:
+                found = await self._move(files, model, ref)
+                if keep:
+                    await self._go_by(found)
+            except RollbackDetected as error:  # what is known is newer: it says what the ref means, if it does
+                refused, found = error, self._trust
+                if not found.complete and (expired := await asyncio.to_thread(self._beyond_expiry)):
+                    found = expired
+        if target := self._says(found, model, ref):
+            return Brought(target, found.evidence(model))
+        raise refused or NotFound(f"the metadata says nothing of {model}@{ref}", code="unknown_revision")
+
+    async def _move(self, files: Mapping[str, bytes], model: str, ref: str) -> Trust:
+        """What would be believed by these files. Raises TrustError."""
+        now, before = self._clock.time(), self._trust
+        try:
+            return await asyncio.to_thread(_follow_files, before, files, model, now, expired=False)
+        except MetadataExpired:
+            if not any(one.covers(model, ref, now) for one in self._accepted):
+                raise
+            start = await asyncio.to_thread(self._beyond_expiry) or before
+            return await asyncio.to_thread(_follow_files, start, files, model, now, expired=True)
+
+    async def _go_by(self, found: Trust) -> None:
+        """Raises DiskError."""
+        try:
+            found.check(self._clock.time())
+        except MetadataExpired:
+            await self._keep_expired(found)
+        else:
+            await self._keep(found)
+            self._trust = found
+        if self._file is not None:
+            try:
+                await asyncio.to_thread(self._file.save, found.kept())
+            except OSError as error:
+                raise DiskError(f"{self._file}: {error.strerror}") from error
+
+    def _says(self, found: Trust, model: str, ref: str) -> Target | None:
+        """What a ref means by what is loaded; nobody is asked. Raises MetadataExpired, ClockSkew."""
+        if found.complete and not found.loaded(roles_of(model)[0]):  # which counts first
+            return None
+        now = self._clock.time()
+        try:
+            found.check(now)
+            return found.target(model, ref, now)
+        except MetadataExpired:
+            accepted = next((one for one in self._accepted if one.covers(model, ref, now)), None)
+            if accepted is None or not found.complete:
+                raise
+            found.check_clock(now)
+            self._used(accepted)
+            return found.target(model, ref, NEVER)
 
     # What is believed
 
@@ -325,6 +579,10 @@ class Trusted:
 
     async def _refresh(self) -> None:
         """Have the present metadata confirmed or replaced. Raises TrustError or UpstreamError where there is none."""
+        async with self._moving:
+            await self._ask_all()
+
+    async def _ask_all(self) -> None:
         if not self._loaded:
             await self._take_up()
         refusal: TrustError | None = None
@@ -339,11 +597,21 @@ class Trusted:
                 self._sources.failed(base, error)
                 failure = error
                 refusal = refusal or (error if isinstance(error, TrustError) else None)
-        self._failure = refusal or failure or UpstreamError("no source of metadata is configured", code="no_nodes")
+        failure = failure or UpstreamError("no source of metadata is configured", code="no_nodes")
+        self._failure = refusal or await self._expiry() or failure
         self._stale, self._retry_at = True, self._clock.monotonic() + RETRY
         if (refusal and self._asker) or not self._trust.complete:
             raise self._failure
         self._check(self._trust)
+
+    async def _expiry(self) -> MetadataExpired | None:
+        """The error that what an earlier process kept has expired; None where that is not all that is wrong."""
+        if not self._trust.complete and (found := await asyncio.to_thread(self._beyond_expiry)):
+            try:
+                found.check(self._clock.time())
+            except MetadataExpired as error:
+                return error
+        return None
 
     def _confirm(self, news: int) -> None:
         self._stale, self._failure = False, None
@@ -366,14 +634,35 @@ class Trusted:
                 before.check(now)
             else:
                 await self._follow(base, before, answer.body)
+        except MetadataExpired as error:
+            if self._accepts(now):
+                await self._follow_expired(base, answer.body)
+            raise trust.skewed(error, answer.headers.get("Date"), now) from error
         except TrustError as error:
             raise trust.skewed(error, answer.headers.get("Date"), now) from error
         if not self._asker and "stale" in answer.headers.get("Cache-Status", ""):
             raise Answered(f"{base} has only a stale answer itself")
 
+    async def _follow_expired(self, base: str, timestamp: bytes) -> None:
+        """Take up what has expired, for what of it is accepted. What is good now is never left for it."""
+        before = await asyncio.to_thread(self._beyond_expiry) or self._trust
+        if timestamp and timestamp != before.timestamp and not before.expires > self._clock.time():
+            await self._keep_expired(await self._steps(base, before, timestamp, expired=True))
+
     async def _follow(self, base: str, before: Trust, timestamp: bytes) -> None:
         """Move on to a new timestamp, with all roles that were loaded."""
-        steps = trust.refresh(before, timestamp, self._clock.time())
+        step = await self._steps(base, before, timestamp, expired=False)
+        for role in dict.fromkeys((*before.roles, *self._eager)):
+            if not step.loaded(role):
+                await self._bring_along(step, role)
+        await self._keep(step)
+        were = {**self._were_public, **before.public()}
+        self._were_public = {role: models for role, models in were.items() if not step.loaded(role)}
+        self._trust = step
+
+    async def _steps(self, base: str, before: Trust, timestamp: bytes, *, expired: bool) -> Trust:
+        """What is believed by a new timestamp of ``base``. Raises TrustError, UpstreamError."""
+        steps = trust.refresh(before, timestamp, self._clock.time(), expired=expired)
         step = await asyncio.to_thread(_step, steps, None)
         while isinstance(step, Wanted):
             try:
@@ -383,13 +672,7 @@ class Trusted:
                     raise Answered(f"{base} has no {step.name}") from error
                 data = None
             step = await asyncio.to_thread(_step, steps, data)
-        for role in dict.fromkeys((*before.roles, *self._eager)):
-            if not step.loaded(role):
-                await self._bring_along(step, role)
-        await self._keep(step)
-        were = {**self._were_public, **before.public()}
-        self._were_public = {role: models for role, models in were.items() if not step.loaded(role)}
-        self._trust = step
+        return step
 
     async def _bring_along(self, found: Trust, role: str) -> None:
         """Load a role that was loaded before. Raises UpstreamError where nobody has it: then all stays as it was.
@@ -421,15 +704,15 @@ class Trusted:
             raise
         await self._keep(found)
 
-    async def _fetch_role(self, found: Trust, role: str) -> None:
+    async def _fetch_role(self, found: Trust, role: str, *, expired: bool = False) -> None:
         """Load a role from the first source that has it right. Raises TrustError, UpstreamError."""
         refusal: TrustError | None = None
         failure: UpstreamError | None = None
-        wanted = found.wanted(role)
+        wanted, judged = found.wanted(role), NEVER if expired else self._clock.time()
         for base in self._sources.bases():
             try:
                 answer = await self._get(base, wanted, self._sources.credentials(base) if private_org(role) else None)
-                found.add(role, await asyncio.to_thread(found.verify, role, answer.body, self._clock.time()))
+                found.add(role, await asyncio.to_thread(found.verify, role, answer.body, judged))
                 return
             except NotFound:
                 failure = failure or Answered(f"{base} has no {wanted.name}")
@@ -512,3 +795,18 @@ def _step(steps: Generator[Wanted, bytes | None, Trust], data: bytes | None) -> 
     except StopIteration as stop:
         made: Trust = stop.value
         return made
+
+
+def _follow_files(before: Trust, files: Mapping[str, bytes], model: str, now: float, *, expired: bool) -> Trust:
+    """What is believed by these files, with the roles that say something of a model. Raises TrustError."""
+    steps = trust.refresh(before, files.get(TIMESTAMP_FILE, b""), now, expired=expired)
+    step = _step(steps, None)
+    while isinstance(step, Wanted):
+        data = files.get(step.name)
+        if data is None and not step.optional:
+            raise MixedMetadata(f"{step.name} is not among the files")
+        step = _step(steps, data)
+    for role in (*roles_of(model), ACCESS):
+        if not step.loaded(role) and (data := files.get(step.wanted(role).name)):
+            step.take(role, data, NEVER if expired else now)
+    return step

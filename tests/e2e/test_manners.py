@@ -101,7 +101,8 @@ async def test_tls_goes_through_an_http_proxy_by_connect(net: Net, tmp_path: Pat
 def test_the_environments_proxy_is_used_on_request_only_and_not_for_what_it_excepts(net: Net, tmp_path: Path) -> None:
     dead = {"http_proxy": "http://user:secret@127.0.0.1:9"}
     get(net, tmp_path / "a.bin", env=dead)
-    failed = get(net, tmp_path / "b.bin", "--proxy", "env", check=False, env=dead)
+    nothing_known = {**dead, "XDG_DATA_HOME": str(tmp_path / "data"), "NEARSHARD_REPOSITORY": str(tmp_path / "none")}
+    failed = get(net, tmp_path / "b.bin", "--proxy", "env", check=False, env=nothing_known)
     assert failed.returncode == 6 and "the proxy" in failed.stderr and "secret" not in failed.stderr
     get(net, tmp_path / "b.bin", env={**dead, "NEARSHARD_PROXY": "env", "NO_PROXY": "127.0.0.1"})
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes() == net.body

@@ -20,11 +20,13 @@ from origin.hub_listing import bytes_path, info_path, parse_revision
 from router.exchange import from_record, to_record
 from router.location import Regions
 from shared import codec, hub, manifest, parcel, plan, trust, trust_chain, view
+from shared.acceptance import accept
+from shared.bundle import END, Index, Unpacker, decode_index, entry_name, head, padding
 from shared.conditional import Conditions, Partial, evaluate
 from shared.deltas import ways
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
-from shared.errors import DecodeError
+from shared.errors import ConfigError, DecodeError
 from shared.ids import parse_task_id
 from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
@@ -247,6 +249,29 @@ def _record(data: bytes) -> None:
     from_record(b"n-1", data)
 
 
+def _bundle(data: bytes) -> None:
+    unpacker = Unpacker()
+    unpacker.feed(data)
+    unpacker.end()
+
+
+def _accept(said: str) -> None:
+    with suppress(ConfigError):
+        accept([said], NOW, "fuzz")
+
+
+def _make_bundle() -> bytes:
+    parts = {"trust": b"{}", "manifests": MANIFEST.encoded, "blobs": b"shard"}
+    entries = tuple((entry_name(kind, digest_of(data)), len(data)) for kind, data in parts.items())
+    index = Index(
+        "acme/minilm", "main", MANIFEST.revision, {"timestamp.json": digest_of(b"{}")}, entries, ("embed",), A
+    )
+    files = (
+        head(name, size) + data + padding(size) for (name, size), data in zip(entries, parts.values(), strict=True)
+    )
+    return index.encode() + b"".join(files) + END
+
+
 def _all(words: list[str]) -> list[bytes]:
     return [word.encode() for word in words]
 
@@ -305,6 +330,9 @@ TARGETS = [
     Target("token", _token, _all([TOKEN])),
     Target("claims of a token", lambda data: read_claims(text(data)), _all([TOKEN])),
     Target("access list", _access, [codec.encode_json(ACCESS.document())]),
+    Target("bundle", _bundle, [_make_bundle()]),
+    Target("index of a bundle", decode_index, [_make_bundle()[512:].split(b"\0")[0]]),
+    Target("acceptance", lambda data: _accept(text(data)), _all(["acme/minilm@main until 2027-01-31"])),
     Target("opening of a session", _opening, [OPENING]),
     Target("shards of a session", parse_shards, [codec.encode_json({"shards": {A: 100, B: 50}})]),
     Target("parcel", _parcel, _parcels()),

@@ -13,8 +13,10 @@ import aiohttp
 import pytest
 
 from shared import trust
+from shared.acceptance import accept
 from shared.errors import (
     ClockSkew,
+    ConfigError,
     KeyRevoked,
     MetadataExpired,
     MetadataTooLarge,
@@ -543,3 +545,96 @@ async def test_which_tokens_are_good_is_as_new_as_the_lifetime(setting: Setting)
     setting.clock.now += LIFETIME + 1
     with pytest.raises(TokenRevoked):
         (await trusted.access_list()).verify(token, setting.clock.time())
+
+
+# Expired, and accepted by name
+
+
+DAYS = 86_400.0
+UNTIL = "2027-01-31"
+
+
+def accepting(setting: Setting, *texts: str, file: bool = True, root: bytes = b"") -> tuple[Trusted, list[str]]:
+    """A process whose operator accepts these, and what it was told of that. An asker: what a client is."""
+    told: list[str] = []
+    made = Trusted(
+        root or setting.repository.root, setting.sources, setting.clock, lifetime=0, name="test", asker=True, eager=(),
+        file=TrustFile(setting.folder / "trust") if file else None,
+        accepted=accept(texts, setting.clock.time(), "test"), accepting=lambda one: told.append(one.text),
+    )  # fmt: skip
+    setting.made.append(made)
+    return made, told
+
+
+async def test_what_has_expired_is_accepted_for_what_is_named_until_its_day(setting: Setting) -> None:
+    setting.repository.publish("acme/other", "main", b"other")
+    known = await setting.trusted(file=True).target(MODEL, "main")
+    setting.script.acts[:] = [unavailable]
+    setting.clock.now += 5 * DAYS
+    text = f"{MODEL}@main until {UNTIL}"
+    trusted, told = accepting(setting, text)
+    assert await trusted.target(MODEL, "main") == known and told == [text], "after a restart, with nobody to ask"
+    for model, ref in (("acme/other", "main"), (MODEL, "v2")):
+        with pytest.raises(MetadataExpired):
+            await trusted.target(model, ref)
+    with pytest.raises(MetadataExpired):
+        await trusted.access_list()
+    assert trusted.status()["accepted_expired"] == [{"what": text, "in_force": True, "used": 1}]
+    with pytest.raises(MetadataExpired):
+        await setting.trusted(file=True).target(MODEL, "main")
+
+    setting.clock.now += accept([text], setting.clock.time(), "")[0].until - setting.clock.time()
+    with pytest.raises(MetadataExpired):
+        await trusted.target(MODEL, "main")
+    assert len(told) == 1
+
+
+async def test_nothing_older_is_taken_because_expired_metadata_is_accepted(setting: Setting) -> None:
+    old = dict(setting.repository.files)
+    setting.repository.publish(MODEL, "main", b"second")
+    newest = dict(setting.repository.files)
+    second = await setting.trusted(file=True).target(MODEL, "main")
+    setting.clock.now += 5 * DAYS
+    trusted, _ = accepting(setting, f"{MODEL} until {UNTIL}")
+    setting.serve(old)
+    with pytest.raises(RollbackDetected):
+        await trusted.target(MODEL, "main")
+    setting.serve({**newest, "timestamp.json": newest["timestamp.json"].replace(b'"sig":"', b'"sig":"00')})
+    with pytest.raises(TrustError):
+        await trusted.target(MODEL, "main")
+    fresh, _ = accepting(setting, f"{MODEL} until {UNTIL}")
+    assert (await fresh.bring(old, MODEL, "main", keep=True)).target == second, "what is known counts"
+    with pytest.raises(RollbackDetected):
+        await fresh.bring(old, MODEL, "v9", keep=True)
+
+
+async def test_a_new_client_may_accept_what_a_source_has_that_expired(setting: Setting) -> None:
+    setting.clock.now += 5 * DAYS
+    strict, _ = accepting(setting, f"acme/other until {UNTIL}", file=False)
+    with pytest.raises(MetadataExpired):
+        await strict.target(MODEL, "main")
+    trusted, told = accepting(setting, f"{MODEL} until {UNTIL}", file=True)
+    target = await trusted.target(MODEL, "main")
+    assert len(told) == 1
+    assert (await trusted.file(TrustPath("timestamp", 0))).body == setting.repository.timestamp, "it serves it on"
+    setting.script.acts[:] = [unavailable]
+    again, _ = accepting(setting, f"{MODEL} until {UNTIL}")
+    assert await again.target(MODEL, "main") == target, "and keeps it"
+
+
+async def test_a_clock_that_is_behind_is_not_accepted(setting: Setting) -> None:
+    await setting.trusted(file=True).target(MODEL, "main")
+    setting.script.acts[:] = [unavailable]
+    setting.clock.now -= DAYS
+    trusted, _ = accepting(setting, f"{MODEL} until {UNTIL}")
+    with pytest.raises(ClockSkew):
+        await trusted.target(MODEL, "main")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "acme/tiny", "acme/tiny until", "tiny until 2027-01-31", "acme/tiny until 2027-04-30",
+             "acme/tiny@@main until 2027-01-31", "acme/tiny until 2027-02-30", "acme/* until 2027-01-31"]
+)  # fmt: skip
+def test_what_is_accepted_is_said_by_name_and_not_far_ahead(text: str) -> None:
+    with pytest.raises(ConfigError):
+        accept([text], NOW, "edge.accept_expired")

@@ -19,7 +19,7 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome", "metalink", "hub", "tensorfile", "deltas", "parcel",
+            "plan", "outcome", "metalink", "hub", "tensorfile", "deltas", "parcel", "acceptance", "bundle",
         )
     ),
     *(
