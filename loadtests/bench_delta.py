@@ -258,7 +258,7 @@ def first_downloads(out: Path, kinds: Iterable[str], directory: Path) -> dict[st
     text.mkdir()
     for name in TEXT:
         shutil.copy(fetch_model() / name, text)
-    found = {}
+    found: dict[str, Moved] = {}
     for name, folder in {**{kind: out / kind for kind in kinds}, "tokenizer, text": text}.items():
         place = directory / f"first-{len(found)}"
         found[name] = asyncio.run(first(folder, place))

@@ -175,14 +175,14 @@ def train(
         seen(step)
 
 
-@torch.no_grad()
 def accuracy(model: Classifier, data: Examples) -> float:
     """The share of sentences whose library it finds."""
     model.eval()
-    right = sum(
-        int((model(tokens).argmax(1) == labels).sum())
-        for tokens, labels in zip(data.tokens.split(200), data.labels.split(200), strict=True)
-    )
+    with torch.no_grad():
+        right = sum(
+            int((model(tokens).argmax(1) == labels).sum())
+            for tokens, labels in zip(data.tokens.split(100), data.labels.split(100), strict=True)
+        )
     return right / len(data.labels)
 
 
