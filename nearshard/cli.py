@@ -31,6 +31,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "nearshard.commands.repository": ("ls", "show", "verify", "rm"),
     "nearshard.commands.up": ("up",),
     "nearshard.commands.nodes": ("preheat", "pin", "purge", "link", "drain"),
+    "nearshard.commands.delta": ("delta",),
     "nearshard.commands.network": ("nodes", "locate", "enroll"),
     "nearshard.commands.doctor": ("doctor",),
     "nearshard.commands.accept": ("trust",),

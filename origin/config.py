@@ -58,6 +58,10 @@ class MirrorSettings(BaseModel):
     exclude: list[str] = Field(
         default=list(EXCLUDED), description="Files that are not fetched, as globs over paths: pickles, by default."
     )
+    effort: Literal["none", "fast", "default", "most"] = Field(
+        default="fast",
+        description="How long it may take to make deltas and compressed shards of what was fetched; none: make none.",
+    )
     data: Path | None = Field(
         default=None, description="Where files are until they are published; mirror beside the store by default."
     )

@@ -24,11 +24,17 @@ from origin.config import beside
 from origin.hub_listing import EXCLUDED, HubFile, HubRevision, is_repo, is_revision_name, without
 from origin.model_dir import refuse_pickle
 from origin.publish_command import (
+    DEFAULT_GAIN,
     DEFAULT_LIMIT,
     DEFAULT_TARGET,
+    Base,
     Ca,
+    Compress,
+    Deltas,
+    EffortName,
     Json,
     Keys,
+    LeastGain,
     Origin,
     Pieces,
     Private,
@@ -41,6 +47,7 @@ from origin.publish_command import (
     Token,
     TrustRootFile,
     read_cut,
+    read_making,
 )
 from origin.signing import Source
 from shared.errors import (
@@ -109,12 +116,18 @@ def command(
     shard_target: ShardTarget = DEFAULT_TARGET,
     pieces: Pieces = True,
     shard_limit: ShardLimit = DEFAULT_LIMIT,
+    base: Base = "",
+    deltas: Deltas = True,
+    compress: Compress = True,
+    effort: EffortName = "default",
+    least_gain: LeastGain = DEFAULT_GAIN,
     router: Routers = None,
     ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Fetch a model from a hub or another network, and publish it here."""
     cut = read_cut(shard_target, shard_limit, pieces=pieces)
+    cut |= read_making(base, effort, least_gain, deltas=deltas, compress=compress)
     name, revision, place = parse_from(what)
     wanted_ref = ref or (revision if _is_ref(revision) else DEFAULT_REF)
     publishing = Publishing(

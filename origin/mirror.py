@@ -29,6 +29,7 @@ from structlog.typing import FilteringBoundLogger
 from origin.audit import Audit
 from origin.commit import LocalSink, publisher_keyids
 from origin.config import MirrorSettings
+from origin.deltas import Making
 from origin.hub_client import Hub
 from origin.hub_listing import HubFile, HubRevision, without
 from origin.keyring import Keyring
@@ -43,6 +44,7 @@ from shared.keys import NodeKey
 from shared.layout import Layout
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status
+from shared.parcel import Effort
 from shared.tasks import end
 from shared.trust_names import org_of
 from shared.web.asking import Asking
@@ -314,7 +316,14 @@ class Mirror:
         else:
             await fetch.spool.fetch(self._hub, self._clock.sleep, await self._held(model))
             done = await publish(
-                sink, fetch.spool.folder, model, ref, private=private, source=source, expected=fetch.spool.hashes()
+                sink,
+                fetch.spool.folder,
+                model,
+                ref,
+                private=private,
+                source=source,
+                expected=fetch.spool.hashes(),
+                making=self._making(),
             )
             revision = done.revision
         self._checked[model, ref] = self._clock.monotonic()
@@ -323,6 +332,12 @@ class Mirror:
         )
         self._log.info("mirrored", model=model, ref=ref, commit=source.commit, left_out=fetch.spool.left_out)
         self._tell(model)
+
+    def _making(self) -> Making:
+        effort = self._settings.effort
+        if effort == "none":
+            return Making(deltas=False, compress=False)
+        return Making(effort=Effort[effort.upper()])
 
     async def _held(self, model: str) -> Held:
         """What the store has of a model by the word of its manifests: an older revision has most of a newer one."""

@@ -118,6 +118,8 @@ class Published:
     """Parcels that were made of new shards."""
     parcel_bytes: int = 0
     """Bytes of those that were not in the store before."""
+    shard_bytes: int = 0
+    """Bytes of all shards, headers of tasks among them."""
     first_bytes: int = 0
     """Bytes that who holds nothing fetches, of all shards."""
     parent: Digest | None = None
@@ -224,6 +226,7 @@ async def publish(
         tasks=tuple(manifest.tasks),
         parcels=made.parcels,
         parcel_bytes=made.stored_bytes,
+        shard_bytes=sum(manifest.shards.values()),
         first_bytes=bytes_moved(manifest, ways(manifest, manifest.shards, lambda _: False)),
         unread=made.unread,
         **(_since(manifest, parent) if parent else {}),

@@ -22,6 +22,7 @@ from origin.audit import Audit
 from origin.commit import LocalSink, publisher_keys
 from origin.config import OriginSettings
 from origin.cutting import LIMIT, TARGET
+from origin.deltas import LEAST_GAIN, Making
 from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring
 from origin.model_dir import read_sources
 from origin.model_signature import BUNDLE_FILE, check_signature
@@ -34,8 +35,9 @@ from origin.trust_setup import delegate_any
 from origin.trust_store import TrustStore
 from shared.config import HttpUrl, load, size
 from shared.errors import ConfigError, UpstreamError
-from shared.ids import DEFAULT_REF, parse_model, parse_ref
+from shared.ids import DEFAULT_REF, parse_model, parse_ref, parse_ref_or_revision
 from shared.manifest import MAX_SHARD
+from shared.parcel import Effort
 from shared.token_file import given_token
 from shared.trust_names import org_of
 from shared.web.announce import announce
@@ -73,6 +75,14 @@ ShardLimit = Annotated[str, typer.Option(help="Bytes that a shard may have.")]
 Pieces = Annotated[
     bool, typer.Option(help="Hash pieces too, so that other downloaders can mend a part: a third of the work.")
 ]
+Base = Annotated[
+    str,
+    typer.Option(metavar="REV_OR_REF", help="Make deltas from this; by default from what the ref means, else main."),
+]
+Deltas = Annotated[bool, typer.Option(help="Make deltas from an earlier revision.")]
+Compress = Annotated[bool, typer.Option(help="Compress what is new, for who has no earlier revision.")]
+EffortName = Annotated[str, typer.Option(help="How long a byte that is saved may take: fast, default or most.")]
+LeastGain = Annotated[float, typer.Option(help="Keep deltas and compressed shards that save so many percent.")]
 Routers = Annotated[
     list[str] | None,
     typer.Option(envvar="NEARSHARD_ROUTER", help="Router to tell; again for more. It tells the edges."),
@@ -82,6 +92,7 @@ Ca = Annotated[
     typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DEFAULT_GAIN = LEAST_GAIN * 100
 DEFAULT_TARGET, DEFAULT_LIMIT = f"{TARGET >> 20}MiB", f"{LIMIT >> 20}MiB"
 
 
@@ -107,12 +118,18 @@ def command(
     shard_target: ShardTarget = DEFAULT_TARGET,
     pieces: Pieces = True,
     shard_limit: ShardLimit = DEFAULT_LIMIT,
+    base: Base = "",
+    deltas: Deltas = True,
+    compress: Compress = True,
+    effort: EffortName = "default",
+    least_gain: LeastGain = DEFAULT_GAIN,
     router: Routers = None,
     ca: Ca = None,
     as_json: Json = False,
 ) -> None:
     """Cut a model into shards, store them, and make a ref mean the result."""
     cut = read_cut(shard_target, shard_limit, pieces=pieces)
+    cut |= read_making(base, effort, least_gain, deltas=deltas, compress=compress)
     publishing = Publishing(model, ref, private, store, keys, origin, trust_root, ca, given_token(token_file))
     if verify_signature or verify_certificates:
         _, sources = read_sources(directory, tasks)
@@ -131,6 +148,18 @@ def read_cut(shard_target: str, shard_limit: str, *, pieces: bool) -> dict[str, 
             f"--shard-target is at least 4KiB and at most --shard-limit, which is at most {MAX_SHARD >> 20}MiB"
         )
     return {"target": target, "limit": limit, "pieces": pieces}
+
+
+def read_making(base: str, effort: str, least_gain: float, *, deltas: bool, compress: bool) -> dict[str, Any]:
+    """Which parcels are made, for ``publish``. Raises ConfigError, BadId."""
+    if effort.upper() not in Effort.__members__:
+        raise ConfigError(f"--effort: {effort!r} is not one of {', '.join(Effort.__members__).lower()}")
+    if not 0 <= least_gain < 100:
+        raise ConfigError("--least-gain is a number of percent from 0 to below 100")
+    if base and not deltas:
+        raise ConfigError("--base names what deltas are made from, and --no-deltas makes none; give one")
+    making = Making(deltas, compress, Effort[effort.upper()], least_gain / 100)
+    return {"base": parse_ref_or_revision(base) if base else "", "making": making}
 
 
 class Publishing:
@@ -248,10 +277,25 @@ def _report(done: Published, *, as_json: bool) -> None:
     sys.stdout.write(
         f"{done.model}@{done.ref} {what} {done.revision}\n"
         f"{done.shards} shards, {done.size / 1e6:.1f} MB of files; stored {done.stored} shards, "
-        f"{done.stored_bytes / 1e6:.1f} MB\ntasks: {', '.join(done.tasks) or 'none'}\n"
+        f"{done.stored_bytes / 1e6:.1f} MB\n{_costs(done)}tasks: {', '.join(done.tasks) or 'none'}\n"
     )
+    if done.unread:
+        sys.stdout.write(f"no deltas to {done.unread} shards: what they are from could not be read\n")
     if "all" not in done.tasks:
         sys.stdout.write("no task 'all': there are several weight files; name them with file = in nearshard.toml\n")
+
+
+def _costs(done: Published) -> str:
+    """What it costs to get it."""
+    lines = f"who has nothing moves {_share(done.first_bytes, done.shard_bytes)}\n"
+    if done.parent and done.parent != done.revision:
+        moved = _share(done.moved_bytes, done.shard_bytes)
+        lines += f"who has {done.parent[:19]} moves {moved}; {done.new_bytes / 1e6:.1f} MB are new\n"
+    return lines
+
+
+def _share(moved: int, whole: int) -> str:
+    return f"{moved / 1e6:.1f} MB ({100 * (1 - moved / whole) if whole else 0:.1f} % saved)"
 
 
 def _bytes(text: str, flag: str) -> int:

@@ -6,6 +6,7 @@ digest is right, and where it is not, the shard is fetched whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from shared.digest import Digest
@@ -21,21 +22,22 @@ def ways(
     """For each shard of ``wanted``, the deltas to decode, in order, so that it is made last; none: fetch it whole.
 
     ``held``: whether all bytes of a shard are at hand, so that nothing has to be moved for it. What two ways have in
-    common is counted for each: a little more than is moved, never less.
+    common is counted for each: a little more than is moved, never less. What a delta is upon is held or made on the
+    way, never fetched whole: nobody need have it any more.
     """
     deltas: dict[Digest, list[Delta]] = {}
     for delta in manifest.deltas:
         deltas.setdefault(delta.target, []).append(delta)
-    known: dict[tuple[Digest, int], tuple[int, tuple[Delta, ...]]] = {}
+    known: dict[tuple[Digest, int], tuple[float, tuple[Delta, ...]]] = {}
 
-    def cheapest(digest: Digest, depth: int) -> tuple[int, tuple[Delta, ...]]:
+    def cheapest(digest: Digest, depth: int) -> tuple[float, tuple[Delta, ...]]:
         if held(digest):
             return 0, ()
         if (digest, depth) in known:
             return known[digest, depth]
-        best: tuple[int, tuple[Delta, ...]] = manifest.size_of(digest), ()
+        best: tuple[float, tuple[Delta, ...]] = (manifest.size_of(digest) if depth == MAX_CHAIN else math.inf), ()
         for delta in deltas.get(digest, ()) if depth else ():
-            cost, steps = manifest.size_of(delta.parcel), dict[Delta, None]()
+            cost, steps = float(manifest.size_of(delta.parcel)), dict[Delta, None]()
             for base in dict.fromkeys(part.digest for part in delta.base):
                 more, before = cheapest(base, depth - 1)
                 cost += more

@@ -6,21 +6,24 @@ the manifest, whose digest is the revision, so a wrong plan can cost time but ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shared import codec
+from shared.deltas import ways
 from shared.digest import Digest, parse_digest
 from shared.errors import BadId, DecodeError, RequestError, UpstreamError
 from shared.ids import TaskId, parse_task_id
 from shared.layout import Layout
-from shared.manifest import Manifest, Task
+from shared.manifest import Delta, Manifest, Task
 from shared.paths import blob_path
 
 MSGPACK = "application/vnd.nearshard.plan+msgpack"
 JSON = "application/vnd.nearshard.plan+json"
 MAX_PLAN = 64 << 20
+MAX_HAVE = 4
+"""Revisions that a client may say it has: each manifest is looked at."""
 
 Sources = Callable[[Digest], Sequence[str]]
 """Base URLs of who can serve a shard, best first."""
@@ -35,9 +38,21 @@ class Plan:
     urls: dict[Digest, tuple[str, ...]]
 
 
-def build(manifest: Manifest, task: Task, sources: Sources, *, private: bool = False) -> dict[str, Any]:
+def parse_have(values: Sequence[str]) -> tuple[Digest, ...]:
+    """The revisions that a client says it has (``?have=``, again for more). Raises BadId."""
+    if len(values) > MAX_HAVE:
+        raise BadId(f"a query names at most {MAX_HAVE} revisions that are held")
+    return tuple(dict.fromkeys(map(parse_digest, values)))
+
+
+def build(
+    manifest: Manifest, task: Task, sources: Sources, *, private: bool = False, have: Container[Digest] = frozenset()
+) -> dict[str, Any]:
     """The plan of a task as plain values, for msgpack and JSON alike. ``private``: the model is not for all, so its
-    shards are at paths of their own."""
+    shards are at paths of their own. ``have``: shards that the client has.
+
+    ``deltas`` of a shard: what to fetch in its place and decode, in order, so that it is made last; none where it is
+    best fetched whole."""
     model = manifest.model if private else ""
     layouts = {"": task.layout, **{path: manifest.files[path] for path in task.files}}
     digests = list(dict.fromkeys(digest for layout in layouts.values() for digest in layout.shards()))
@@ -47,6 +62,19 @@ def build(manifest: Manifest, task: Task, sources: Sources, *, private: bool = F
         slices = [[index[s.digest], s.offset, s.length] for s in item.slices]
         return {"size": item.size, "sha256": item.sha256, "slices": slices}
 
+    def urls(digest: Digest) -> list[str]:
+        return [base + blob_path(digest, model) for base in sources(digest)]
+
+    def step(delta: Delta) -> dict[str, Any]:
+        return {
+            "target": delta.target,
+            "digest": delta.parcel,
+            "size": manifest.size_of(delta.parcel),
+            "urls": urls(delta.parcel),
+            "base": [[part.digest, part.offset, part.length] for part in delta.base],
+        }
+
+    steps = ways(manifest, digests, have.__contains__)
     return {
         "task_id": str(TaskId(manifest.model, task.name, manifest.revision)),
         "revision": manifest.revision,
@@ -57,8 +85,8 @@ def build(manifest: Manifest, task: Task, sources: Sources, *, private: bool = F
             {
                 "digest": digest,
                 "size": manifest.shards[digest],
-                "urls": [base + blob_path(digest, model) for base in sources(digest)],
-                "deltas": [],
+                "urls": urls(digest),
+                "deltas": [step(delta) for delta in steps[digest]],
             }
             for digest in digests
         ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -221,7 +222,17 @@ async def _answer(tier: Tier, gate: Gate, request: web.Request, path: ReadPath) 
                 if form == metalink.METALINK:  # a router sends the client on: a node may know, and has a metalink too
                     return await tier.bytes(request, path)
                 raise
-            return _described(tier, request, path, form, found)
+            have = await _held(tier, request, path) if form in (plan.MSGPACK, plan.JSON) else frozenset()
+            return _described(tier, request, path, form, found, have)
+
+
+async def _held(tier: Tier, request: web.Request, path: TaskPath | FilePath) -> frozenset[Digest]:
+    """The shards of the revisions that the client says it has. Raises BadId."""
+    held: set[Digest] = set()
+    for revision in plan.parse_have(request.query.getall("have", ())):
+        with suppress(NotFound, UpstreamError):  # unknown here by now: a plan without deltas from it is right too
+            held.update((await tier.resolve(path.model, revision)).manifest.shards)
+    return frozenset(held)
 
 
 async def _seen(listing: Listing, gate: Gate, request: web.Request) -> Listing:
@@ -243,7 +254,12 @@ def _form(request: web.Request, path: TaskPath | FilePath) -> str:
 
 
 def _described(
-    tier: Tier, request: web.Request, path: TaskPath | FilePath, form: str, found: Resolved
+    tier: Tier,
+    request: web.Request,
+    path: TaskPath | FilePath,
+    form: str,
+    found: Resolved,
+    have: frozenset[Digest],
 ) -> web.StreamResponse:
     """What is said of a task or a file in place of its bytes: a plan or a metalink."""
     revision = found.manifest.revision
@@ -260,6 +276,7 @@ def _described(
             found.manifest.task(path.task_id.task),
             tier.sources(request, path),
             private=bool(private_model(request)),
+            have=have,
         )
         body = codec.encode(built) if form == plan.MSGPACK else codec.encode_json(built)
     return document(request, body, form, hashlib.sha256(body).hexdigest(), "private, no-cache", fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,12 +19,13 @@ from router.exchange import from_record, to_record
 from router.location import Regions
 from shared import codec, hub, manifest, plan, trust, view
 from shared.conditional import Conditions, Partial, evaluate
+from shared.deltas import ways
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
 from shared.ids import parse_task_id
 from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
-from shared.manifest import Manifest, Task, Tensor
+from shared.manifest import Delta, Manifest, Task, Tensor
 from shared.paths import manifest_path, parse_path
 from shared.publishing import SESSION, Opening, make_opening, parse_opening, parse_shards
 from shared.tensorfile import PREFIX, header_length, parse_header
@@ -49,6 +51,13 @@ MANIFEST = Manifest(
     },
     {"embed": Task("embed", Layout(50, ETAG, (Slice(B, 0, 50),)), "model.safetensors", ("config.json",), "vectors")},
     (Tensor("w", "F32", (2, 5), "weights/model.safetensors", (Slice(A, 60, 40),)),),
+)
+OLD, PARCEL = digest_of(b"old"), digest_of(b"parcel")
+DELTAS = replace(
+    MANIFEST,
+    parent=digest_of(b"parent"),
+    deltas=(Delta(A, PARCEL, (Slice(OLD, 5, 60), Slice(B, 0, 40))), Delta(OLD, PARCEL)),
+    others={PARCEL: 30, OLD: 65},
 )
 PLAN = plan.build(MANIFEST, MANIFEST.tasks["embed"], lambda _: ["http://10.1.0.5:8720", "https://edge.example.org"])
 NODE = {"id": "n-1", "url": "http://10.1.0.5:8720", "region": "north", "weight": 2}
@@ -107,6 +116,8 @@ def _conditions(data: bytes) -> None:
 def _manifest(data: bytes) -> None:
     decoded = manifest.decode(data)
     assert all(slice_.digest in decoded.shards for layout in decoded.files.values() for slice_ in layout.slices)
+    for steps in ways(decoded, decoded.shards, lambda _: False).values():
+        assert all(decoded.size_of(step.parcel) < decoded.size_of(step.target) for step in steps)
 
 
 def _plan(data: bytes) -> None:
@@ -248,7 +259,8 @@ TARGETS = [
     Target("conditions", _conditions, _all(RANGES)),
     Target("plain request", PlainRequests().parse, _all([REQUEST])),
     Target("accept", lambda data: plan.negotiate(text(data), ["a/b", "c/d"]), _all(["a/b;q=0.5, */*;q=0.1", "c/*"])),
-    Target("manifest", _manifest, [MANIFEST.encoded]),
+    Target("manifest", _manifest, [MANIFEST.encoded, DELTAS.encoded]),
+    Target("have", lambda data: plan.parse_have(text(data).split("&")), _all([A, f"{A}&{B}"])),
     Target("plan", _plan, [codec.encode(PLAN)]),
     Target("view", _view, [codec.encode_json(VIEW)]),
     Target("msgpack", _msgpack, [codec.encode({"a": [1, 2.5, None, b"x", "y"], "long": list(range(2000))})]),

@@ -19,10 +19,11 @@ PURE = [
         f"shared.{name}"
         for name in (
             "errors", "digest", "ids", "layout", "conditional", "codec", "manifest", "paths", "representation", "ring",
-            "plan", "outcome", "metalink", "hub", "tensorfile",
+            "plan", "outcome", "metalink", "hub", "tensorfile", "deltas", "parcel",
         )
     ),
     "origin.cutting",
+    "origin.pairing",
     "edge_node.gaps",
     "origin.hashing",
     "edge_node.ledger",

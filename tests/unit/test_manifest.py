@@ -23,6 +23,7 @@ from shared.manifest import (
     MAX_SHARD,
     MAX_SHARDS,
     MIN_PIECE,
+    Delta,
     Manifest,
     Task,
     Tensor,
@@ -59,6 +60,8 @@ shapes = st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple)
 tensor_tables = st.lists(
     st.tuples(texts, st.sampled_from(["F32", "BF16"]), shapes, st.integers(0, 2), places), max_size=3
 )
+other_tables = st.dictionaries(digests, st.integers(1, MAX_SHARD), max_size=3)
+delta_tables = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), places), max_size=3)
 
 
 @st.composite
@@ -82,7 +85,20 @@ def manifests(draw: st.DrawFn) -> Manifest:
         Tensor(name, dtype, shape, paths[number % len(paths)], slices_at(where, shards))
         for name, dtype, shape, number, where in draw(tensor_tables)
     )
-    return Manifest(draw(models), shards, files, tasks, tensors, length)
+    deltas = draw(delta_tables)
+    others = {digest: size for digest, size in draw(other_tables).items() if digest not in shards}
+    everything = {**shards, **others}
+    made = []
+    for number, parcel, where in deltas:
+        target = list(everything)[number % len(everything)]
+        smaller = [digest for digest, size in others.items() if size < everything[target]]
+        base = slices_at(where, everything)
+        if smaller and sum(part.length for part in base) <= MAX_SHARD:
+            made.append(Delta(target, smaller[parcel % len(smaller)], base))
+    named = {digest for d in made for digest in (d.target, d.parcel, *(part.digest for part in d.base))}
+    others = {digest: size for digest, size in others.items() if digest in named}
+    parent = draw(st.none() | digests) if made else None
+    return Manifest(draw(models), shards, files, tasks, tensors, length, parent, tuple(made), others)
 
 
 # There and back
@@ -97,6 +113,8 @@ def test_a_manifest_comes_back_as_it_was(manifest: Manifest) -> None:
     assert [list(decoded.shards), list(decoded.files), list(decoded.tasks)] == [
         list(manifest.shards), list(manifest.files), list(manifest.tasks),
     ]  # fmt: skip
+    assert decoded.content == manifest.content and not decoded.content.deltas
+    assert decoded.stored.keys() == manifest.shards.keys() | {delta.parcel for delta in manifest.deltas}
 
 
 @few
@@ -410,6 +428,83 @@ def u32(*numbers: int) -> bytes:
 def test_a_manifest_that_breaks_a_rule_is_refused(change: Callable[[Any], object]) -> None:
     with pytest.raises(ManifestInvalid):
         decode(changed(change))
+
+
+# Deltas
+
+OLD, PARCEL = digest_of(b"old"), digest_of(b"parcel")
+WITH_DELTAS = dataclasses.replace(
+    SAMPLE,
+    parent=digest_of(b"parent"),
+    deltas=(Delta(A, PARCEL, (Slice(OLD, 5, 60), Slice(B, 0, 40))), Delta(A, B)),
+    others={PARCEL: 30, OLD: 65},
+)
+
+
+def changed_deltas(change: Callable[[Any], object]) -> bytes:
+    """The sample with deltas, and something changed of these on the wire."""
+    wire = copy.deepcopy(codec.decode(WITH_DELTAS.encoded, MAX_MANIFEST))
+    change(wire["deltas"])
+    return codec.encode(wire)
+
+
+def test_the_sample_with_deltas_is_valid_and_has_the_content_of_the_one_without() -> None:
+    assert decode(changed_deltas(lambda deltas: None)) == WITH_DELTAS
+    assert WITH_DELTAS.content == SAMPLE and WITH_DELTAS.revision != SAMPLE.revision
+    assert WITH_DELTAS.stored == {A: 100, B: 50, PARCEL: 30}, "not what deltas are upon"
+    assert (WITH_DELTAS.size_of(A), WITH_DELTAS.size_of(OLD)) == (100, 65)
+
+
+def entry(position: int, value: object) -> Callable[[Any], object]:
+    """Change one field of the first delta: target, parcel, base."""
+    return lambda deltas: deltas["entries"][0].__setitem__(position, value)
+
+
+def set_delta(**fields: object) -> Callable[[Any], object]:
+    """Change what is said of all deltas."""
+    return lambda deltas: deltas.update(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(entry(0, 4), id="target that is not listed"),
+        pytest.param(entry(0, -1), id="target before the first"),
+        pytest.param(entry(0, True), id="target that is a truth value"),
+        pytest.param(entry(1, 4), id="parcel that is not listed"),
+        pytest.param(entry(1, 0), id="parcel that is its target"),
+        pytest.param(entry(1, 3.0), id="parcel that is no number"),
+        pytest.param(entry(0, 2), id="parcel as large as its target"),
+        pytest.param(entry(2, u32(4, 0, 1)), id="base that is not listed"),
+        pytest.param(entry(2, u32(3, 6, 60)), id="base past the end of its shard"),
+        pytest.param(entry(2, u32(3, 0, 0)), id="empty part of a base"),
+        pytest.param(entry(2, u32(3, 0, 1)[:-1]), id="base cut short"),
+        pytest.param(entry(2, "base"), id="base as text"),
+        pytest.param(entry(2, u32(0, 0, 100) * (MAX_SHARD // 100 + 1)), id="base over the limit of a shard"),
+        pytest.param(entry(2, b""), id="shard that nothing uses"),
+        pytest.param(lambda deltas: deltas["entries"][0].append(0), id="delta with something more"),
+        pytest.param(lambda deltas: deltas["entries"][0].pop(), id="delta without a base"),
+        pytest.param(set_delta(entries=[]), id="no deltas where there are some"),
+        pytest.param(set_delta(entries=None), id="deltas that are none"),
+        pytest.param(set_delta(entries=[1]), id="delta that is a number"),
+        pytest.param(set_delta(entries=[[0, 2, b""]] * (MAX_SHARDS + 1)), id="too many deltas"),
+        pytest.param(set_delta(parent=b"x"), id="parent that is no digest"),
+        pytest.param(set_delta(parent=None), id="parent of another type"),
+        pytest.param(set_delta(others=b"x"), id="table cut short"),
+        pytest.param(set_delta(others=bytes(32) + u32(0)), id="other shard of no bytes"),
+        pytest.param(lambda deltas: deltas.update(others=deltas["others"] * 2), id="other shard listed twice"),
+        pytest.param(lambda deltas: deltas.update(more=1), id="key that nobody knows"),
+        pytest.param(lambda deltas: deltas.pop("parent"), id="no parent at all"),
+    ],
+)
+def test_deltas_that_break_a_rule_are_refused(change: Callable[[Any], object]) -> None:
+    with pytest.raises(ManifestInvalid):
+        decode(changed_deltas(change))
+
+
+def test_a_shard_of_the_revision_is_not_listed_among_the_others_too() -> None:
+    with pytest.raises(ManifestInvalid):
+        decode(dataclasses.replace(WITH_DELTAS, others={**WITH_DELTAS.others, A: 100}).encoded)
 
 
 @pytest.mark.parametrize("wire", [None, 1, "text", [], {}, [SAMPLE.encoded]])

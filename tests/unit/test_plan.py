@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 
 from shared import codec
 from shared.digest import Digest, digest_of
-from shared.errors import RequestError, UpstreamError
+from shared.errors import BadId, RequestError, UpstreamError
 from shared.ids import TaskId
 from shared.layout import Layout, Slice
-from shared.manifest import Manifest, Task
-from shared.plan import JSON, MSGPACK, build, decode, negotiate
+from shared.manifest import Delta, Manifest, Task
+from shared.plan import JSON, MAX_HAVE, MSGPACK, build, decode, negotiate, parse_have
 from tests.unit.strategies import quick, texts
 
 A, B, C, UNUSED = (digest_of(letter) for letter in (b"a", b"b", b"c", b"unused"))
@@ -61,6 +62,44 @@ def test_a_client_reads_the_plan_that_was_built() -> None:
     assert list(plan.urls) == [B, A, C]
     assert plan.urls[A] == (f"http://edge-1:8720/blobs/{A}", f"https://edge-2/blobs/{A}")
     assert plan.urls[B] == (f"https://edge-2/blobs/{B}", f"http://edge-1:8720/blobs/{B}")
+
+
+OLD, OLDER, PARCEL, BEFORE, SMALL = (digest_of(word) for word in (b"old", b"older", b"parcel", b"before", b"small"))
+NEXT = replace(
+    MANIFEST,
+    deltas=(Delta(B, PARCEL, (Slice(OLD, 0, 20),)), Delta(A, SMALL), Delta(OLD, BEFORE, (Slice(OLDER, 3, 9),))),
+    others={OLD: 20, PARCEL: 4, BEFORE: 3, OLDER: 12, SMALL: 2},
+)
+
+
+@pytest.mark.parametrize(
+    ("have", "steps"),
+    [
+        ((), {B: [], A: [SMALL], C: []}),
+        ((OLD,), {B: [PARCEL], A: [SMALL], C: []}),
+        ((OLDER, C), {B: [BEFORE, PARCEL], A: [SMALL], C: []}),
+        ((A, B), {B: [], A: [], C: []}),
+    ],
+)
+def test_a_plan_names_the_parcels_to_decode_in_order_for_who_has_what_they_are_upon(
+    have: Sequence[Digest], steps: Mapping[Digest, Sequence[Digest]]
+) -> None:
+    plan = build(NEXT, TASK, sources, have=have, private=True)
+    assert {shard["digest"]: [step["digest"] for step in shard["deltas"]] for shard in plan["shards"]} == steps
+    assert list(decode(codec.encode(plan)).urls) == [B, A, C]
+    for step in (step for shard in plan["shards"] for step in shard["deltas"]):
+        assert step["size"] == NEXT.size_of(step["digest"])
+        assert step["urls"][0].endswith(f"/models/acme/minilm/blobs/{step['digest']}")
+        (delta,) = (delta for delta in NEXT.deltas if delta.parcel == step["digest"])
+        assert step["target"] == delta.target
+        assert step["base"] == [[part.digest, part.offset, part.length] for part in delta.base]
+
+
+def test_what_a_client_has_is_named_by_revisions_and_not_by_many() -> None:
+    assert parse_have([]) == () and parse_have([A, B, A]) == (A, B)
+    for values in (["main"], [""], [A.upper()], [A + ","], [A] * (MAX_HAVE + 1)):
+        with pytest.raises(BadId):
+            parse_have(values)
 
 
 def test_the_plan_is_the_same_in_json() -> None:
