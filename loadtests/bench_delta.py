@@ -222,7 +222,8 @@ def train(out: Path, options: argparse.Namespace) -> None:
         note(f"{out}: trained before (--again trains them anew)")
         return
     command = [str(options.python), "-m", "loadtests.train_versions", str(fetch_model()), str(out)]
-    done = subprocess.run([*command, *(["--quick"] if options.quick else [])], cwd=ROOT, timeout=TRAINING)
+    command += ["--quick"] if options.quick else ["--steps", str(options.steps)]
+    done = subprocess.run(command, cwd=ROOT, timeout=TRAINING)
     if done.returncode:
         raise BenchmarkError("the versions could not be trained")
 
@@ -321,6 +322,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="that has torch, to train with")
     parser.add_argument("--versions", type=Path, metavar="DIR", help="where they are, or will be; .demo/versions")
     parser.add_argument("--again", action="store_true", help="train them again")
+    parser.add_argument("--steps", type=int, default=200, help="of training, of 16 sentences each")
     parser.add_argument("--quick", action="store_true", help="a few kinds, after a few steps; then no goals are met")
     parser.add_argument("--all", action="store_true", help="bsdiff too, minutes for each version")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of these only")
