@@ -10,10 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-import zstandard
-
-from shared.errors import DecodeError
-
 
 class Effort(IntEnum):
     """How much time may be spent on a byte saved."""
@@ -40,16 +36,18 @@ class Run:
 
 
 def encode(target: memoryview, base: memoryview, runs: Sequence[Run], effort: Effort = Effort.DEFAULT) -> bytes:
-    """The parcel of ``target``, whose bytes are ``runs`` in order, upon ``base``: the bytes of those that are based."""
-    return zstandard.ZstdCompressor(level=3).compress(target)
+    """The parcel of ``target``, whose bytes are ``runs`` in order, upon ``base``: the bytes of those that are based.
+
+    At most a small header larger than ``target``; the same bytes for the same input. Memory: some ten times these.
+    """
+    from shared.parcels import encoding  # numpy and pcodec take long to import, and most who are here use neither
+
+    return encoding.encode(target, base, runs, effort)
 
 
 def decode(parcel: memoryview, base: memoryview, size: int) -> bytes:
-    """The ``size`` bytes that were encoded. Memory: a few times these. Raises DecodeError: not a parcel, of another
+    """The ``size`` bytes that were encoded. Memory: some ten times these. Raises DecodeError: not a parcel, of another
     base's size, or more or fewer bytes than ``size``. Whether they are right, their digest says."""
-    try:
-        if zstandard.get_frame_parameters(parcel).content_size != size:
-            raise DecodeError("a parcel of another size")
-        return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(parcel, max_output_size=size)
-    except zstandard.ZstdError as error:
-        raise DecodeError(f"not a parcel: {error}") from error
+    from shared.parcels import decoding  # as above
+
+    return decoding.decode(parcel, base, size)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,11 +19,12 @@ from securesystemslib.formats import encode_canonical
 from origin.hub_listing import bytes_path, info_path, parse_revision
 from router.exchange import from_record, to_record
 from router.location import Regions
-from shared import codec, hub, manifest, plan, trust, view
+from shared import codec, hub, manifest, parcel, plan, trust, view
 from shared.conditional import Conditions, Partial, evaluate
 from shared.deltas import ways
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
+from shared.errors import DecodeError
 from shared.ids import parse_task_id
 from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
@@ -154,6 +157,26 @@ def _tensors(data: bytes) -> None:
     assert sum(tensor.size for tensor in parse_header(header, len(data)).tensors) <= len(data)
 
 
+def _parcels() -> list[bytes]:
+    """By each method: alone, upon a base that a LoRA was merged into, and upon one that was trained."""
+    random = np.random.default_rng(0)
+    lora = WEIGHTS + (random.standard_normal((64, 2)) @ random.standard_normal((2, 64)) / 999).astype(np.float32)
+    trained = WEIGHTS + (random.standard_normal((64, 64)) / 9999).astype(np.float32)
+    made = []
+    for effort, target, based in product(parcel.Effort, (WEIGHTS, lora, trained), (False, True)):
+        runs = [parcel.Run(8000, "F32", 64, based=based), parcel.Run(8384, "F32", 64, 2000, based=based)]
+        runs = [parcel.Run(16384, "F32", 64, based=based)] if effort is parcel.Effort.MOST else runs
+        base = WEIGHTS.tobytes() if based else b""
+        made.append(parcel.encode(memoryview(target.tobytes()), memoryview(base), runs, effort))
+    return list(dict.fromkeys(made))
+
+
+def _parcel(data: bytes) -> None:
+    for base in (WEIGHTS.tobytes(), b""):
+        with suppress(DecodeError):
+            assert len(parcel.decode(memoryview(data), memoryview(base), WEIGHTS.nbytes)) == WEIGHTS.nbytes
+
+
 def _trust_file(data: bytes) -> None:
     named = parse_file_name(text(data))
     assert named is None or file_name(*named) == text(data)
@@ -251,6 +274,7 @@ FOLLOWED = _follow(FILES)
 ACCESS = AccessList([TokenKey(key_id(KEY.public), KEY.public)], {"gone": NOW + 900})
 TOKEN = issue(KEY, parse_scopes(["acme/*:read"]), token_id="t", now=NOW, lifetime=900)
 OPENING, _ = make_opening(Opening("acme/minilm", "ab" * 16, KEY.public, False), KEY)
+WEIGHTS = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
 TARGETS = [
     Target("task id", _task_id, _all(TASK_IDS)),
     Target("path", _path, _all(PATHS)),
@@ -282,5 +306,6 @@ TARGETS = [
     Target("access list", _access, [codec.encode_json(ACCESS.document())]),
     Target("opening of a session", _opening, [OPENING]),
     Target("shards of a session", parse_shards, [codec.encode_json({"shards": {A: 100, B: 50}})]),
+    Target("parcel", _parcel, _parcels()),
     Target("trust file name", _trust_file, _all(["timestamp.json", "12.root.json", "3.acme~private.json"])),
 ]  # fmt: skip

@@ -22,6 +22,7 @@ PURE = [
             "plan", "outcome", "metalink", "hub", "tensorfile", "deltas", "parcel",
         )
     ),
+    *(f"shared.parcels.{name}" for name in ("kinds", "streams", "methods", "lowrank", "container", "encoding", "decoding")),
     "origin.cutting",
     "origin.pairing",
     "edge_node.gaps",
