@@ -15,7 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tuf.api.exceptions import DownloadHTTPError
 
 from origin.keyring import load_ring
@@ -26,7 +28,9 @@ from origin.storage import Storage
 from shared.digest import digest_of, hex_of
 from shared.errors import EXIT_AUTH, EXIT_CONFIG, EXIT_NETWORK, EXIT_USAGE, RequestError
 from shared.keys import NodeKey, save_key
-from shared.manifest import Manifest
+from shared.layout import Slice
+from shared.manifest import Delta, Manifest
+from shared.plan import JSON
 from shared.publishing import Opening, make_opening
 from shared.web.session import make_session
 from tests.e2e.test_trust_files import updater
@@ -188,6 +192,60 @@ async def test_shards_that_gc_swept_before_they_were_claimed_are_uploaded_again(
     assert answers == [False, True] and done.changed and done.stored == 1
     assert not await storage.lacks((await storage.manifest(MODEL, done.revision)).stored)
     assert await asyncio.to_thread(served, origin)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_new_version_from_afar_is_a_delta_and_what_it_costs_is_shown(
+    lab: Lab, origin: Service, publisher: Path, private: bool
+) -> None:
+    """Upon what the publisher reads of the parent, which for a private model takes a token that lets it."""
+    folder, token = lab.folder / "model", lab.token_file(f"{MODEL}:read", name="reader")
+    words = ("--no-compress", "--private", "--token-file", str(token)) if private else ("--no-compress",)
+    tensors = {name: np.round(values) for name, values in make_model(folder, width=128).items()}
+    revisions = []
+    for step in range(2):
+        changed = {name: values + step * ("embed" not in name) for name, values in tensors.items()}
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        done = publish(origin, publisher, folder, *words)
+        revisions.append(done["revision"])
+    first, second = revisions
+    assert done["parent"] == first and 0 < done["moved_bytes"] < done["new_bytes"] < done["shard_bytes"]
+
+    asked = ("delta", "show", MODEL, first, "main", "--router", origin.url, "--token-file", str(token))
+    shown = json.loads(command(*asked, "--json").stdout)
+    assert (shown["from"], shown["to"], shown["moved"]) == (first, second, done["moved_bytes"])
+    how = {row["name"]: row["how"] for row in shown["rows"]}
+    assert (how["embeddings.weight"], how["encoder.layer.0.weight"]) == ("unchanged", "delta")
+    assert sum(row["size"] for row in shown["rows"]) == shown["size"]
+    assert "one delta" in command(*asked).stdout and "MB unchanged" in command(*asked).stdout
+
+    accept = {"Accept": JSON, "Authorization": f"Bearer {token.read_text()}"}
+    url = f"{origin.url}/shards/{MODEL}"
+    parcels = [step for shard in get_json(f"{url}?have={first}", **accept)["shards"] for step in shard["deltas"]]
+    assert parcels and all(step["base"] for step in parcels)
+    for step in parcels:
+        assert hashlib.sha256(bytes_at(step["urls"][0], **accept)).hexdigest() == step["digest"][7:]
+    for unknown in ("", f"?have={digest_of(b'x')}"):
+        assert not any(shard["deltas"] for shard in get_json(url + unknown, **accept)["shards"])
+    assert ask(f"{url}?have=main", "GET", **accept)[:2] == (400, "bad_id")
+
+
+def bytes_at(url: str, **fields: str) -> bytes:
+    """A body, whole."""
+    with urllib.request.urlopen(urllib.request.Request(url, headers=fields), timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def test_a_manifest_whose_parcel_is_missing_is_not_kept(lab: Lab, origin: Service, publisher: Path) -> None:
+    (key,) = load_ring([publisher]).values()
+    base, fields = f"{origin.url}/publish/{MODEL}", session(origin, key)
+    shard, parcel = b"a shard", b"less"
+    delta = Delta(digest_of(shard), digest_of(parcel), (Slice(digest_of(b"gone"), 0, 4),))
+    others = {digest_of(parcel): 4, digest_of(b"gone"): 4}
+    made = Manifest(MODEL, {digest_of(shard): 7}, {}, {}, deltas=(delta,), others=others)
+    for data, status in ((shard, 422), (parcel, 201)):
+        assert ask(f"{base}/blobs/{digest_of(data)}", "PUT", data, **fields)[0] == 201
+        assert ask(f"{base}/manifests/{made.revision}", "PUT", made.encoded, **fields)[0] == status
 
 
 def test_a_session_is_begun_by_a_fresh_signature_of_its_own_words(origin: Service, publisher: Path) -> None:

@@ -26,7 +26,8 @@ from origin.trust_store import TrustStore
 from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of
 from shared.errors import DiskError, ManifestInvalid, NotFound
-from shared.manifest import Manifest
+from shared.layout import Slice
+from shared.manifest import Delta, Manifest
 from shared.trust_names import file_name
 from tests.harness import command, make_model, make_trust
 
@@ -160,6 +161,24 @@ async def test_a_private_models_shards_are_swept_by_its_own_revisions(storage: S
         assert await storage.blob_size(digest, MODEL)
     assert {path.rpartition("/")[2] for path in await blobs(storage, MODEL)} == {named("a"), named("c")}
     assert await storage.blob_size(digest_of(b"b"))
+
+
+async def test_parcels_of_a_kept_revision_stay_and_what_they_are_upon_may_go(directory: Store) -> None:
+    await put(directory, "the old shard", ref="main")
+    old, new, parcel = (digest_of(text) for text in (b"the old shard", b"the new shard", b"parcel"))
+    made = Manifest(
+        MODEL, {new: 13}, {}, {}, deltas=(Delta(new, parcel, (Slice(old, 0, 13),)),), others={parcel: 6, old: 13}
+    )
+    for text in (b"the new shard", b"parcel"):
+        await directory.ensure_blob(digest_of(text), text)
+    assert await claim(directory, made) == []
+    await directory.put_manifest(made)
+    directory.refs[MODEL, "main"] = made
+    age(directory, 2)
+    assert (await run(directory, keep=0)).shards == 1
+    assert {path.rpartition("/")[2] for path in await blobs(directory)} == {named("the new shard"), named("parcel")}
+    await directory.objects.delete([path for path in await blobs(directory) if named("parcel") in path])
+    assert await claim(directory, made) == [parcel]
 
 
 async def test_more_than_a_batch_goes(storage: Store) -> None:
