@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -91,6 +92,8 @@ class Row:
 
     kind: str
     title: str
+    steps: int
+    """Of training."""
     ours: Moved
     others: dict[str, int] = field(default_factory=dict)
     """Bytes that others have to move, by their names."""
@@ -222,6 +225,7 @@ def train(out: Path, options: argparse.Namespace) -> None:
         note(f"{out}: trained before (--again trains them anew)")
         return
     command = [str(options.python), "-m", "loadtests.train_versions", str(fetch_model()), str(out)]
+    command += ["--constant"] if options.constant else []
     command += ["--quick"] if options.quick else ["--steps", str(options.steps)]
     done = subprocess.run(command, cwd=ROOT, timeout=TRAINING)
     if done.returncode:
@@ -239,13 +243,13 @@ def others(options: argparse.Namespace, kind: str) -> dict[str, rivals.Rival]:
     return known
 
 
-def compared(out: Path, kind: str, made: Mapping[str, str], directory: Path, options: argparse.Namespace) -> Row:
+def compared(out: Path, kind: str, made: Mapping[str, Any], directory: Path, options: argparse.Namespace) -> Row:
     """One version, by ours and by others."""
     base, version = out / made["base"], out / kind
     with_keys = directory / kind
     ours = asyncio.run(measure(base, version, with_keys, Effort[options.effort.upper()]))
     shutil.rmtree(with_keys)
-    row = Row(kind, made["title"], ours)
+    row = Row(kind, str(made["title"]), int(made["steps"]), ours)
     target, held = (version / FILE).read_bytes(), (base / FILE).read_bytes()
     for name, rival in others(options, kind).items():
         row.others[name] = rival(target, held)
@@ -288,12 +292,13 @@ def show(rows: Sequence[Row], firsts: Mapping[str, Moved], effort: str) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row.others))
     table = Table(title=f"Bytes saved from one version to the next, % of the whole file; effort {effort}")
     table.add_column("version")
-    for column in (*names, "nearshard", "goal", "met", "encode, MB/s", "decode, MB/s"):
+    for column in ("steps", *names, "nearshard", "goal", "met", "encode, MB/s", "decode, MB/s"):
         table.add_column(column, justify="right")
     for row in rows:
         size, goal = row.ours.size, GOALS.get(row.kind)
         table.add_row(
             row.title,
+            str(row.steps),
             *(f"{saved(row.others[name], size):.1f}" if name in row.others else "" for name in names),
             f"{row.saved:.1f}",
             f"{goal:.1f}" if goal else "",
@@ -323,6 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--versions", type=Path, metavar="DIR", help="where they are, or will be; .demo/versions")
     parser.add_argument("--again", action="store_true", help="train them again")
     parser.add_argument("--steps", type=int, default=200, help="of training, of 16 sentences each")
+    parser.add_argument("--constant", action="store_true", help="train at a rate that stays as it is, with no warm-up")
     parser.add_argument("--quick", action="store_true", help="a few kinds, after a few steps; then no goals are met")
     parser.add_argument("--all", action="store_true", help="bsdiff too, minutes for each version")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of these only")

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,8 +155,20 @@ class Lora(torch.nn.Module):
         return weight + (self.up @ self.down) * (ALPHA / RANK)
 
 
+def share(step: int, steps: int, *, constant: bool) -> float:
+    """Of the rate, at a step: it grows for the first tenth of the steps, then falls to nothing, as is usual."""
+    warm = max(1, steps // 10)
+    return 1.0 if constant else min((step + 1) / warm, (steps - step) / (steps - warm + 1))
+
+
 def train(
-    model: Classifier, data: Examples, steps: int, recipe: Recipe, seen: Callable[[int], None] = lambda step: None
+    model: Classifier,
+    data: Examples,
+    steps: int,
+    recipe: Recipe,
+    seen: Callable[[int], None] = lambda step: None,
+    *,
+    constant: bool = False,
 ) -> None:
     """AdamW on whatever of the model is to be trained; the head learns faster. ``seen`` is called after each step."""
     body = [weight for weight in model.bert.parameters() if weight.requires_grad]
@@ -163,6 +176,7 @@ def train(
     if body:
         groups.append({"params": body, "lr": LORA_RATE if recipe.lora else RATE})
     optimiser = torch.optim.AdamW(groups, weight_decay=recipe.decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(share, steps=steps, constant=constant))
     order = torch.Generator().manual_seed(SEED)
     torch.manual_seed(SEED)  # of dropout
     model.train()
@@ -172,6 +186,7 @@ def train(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
         seen(step)
 
 
@@ -233,6 +248,8 @@ class Workshop:
     """Steps after which the version with all weights is kept once more."""
     known: Examples
     held_out: Examples
+    constant: bool = False
+    """Whether the rate of learning stays as it is."""
 
     def train(self, kind: str) -> dict[str, Made]:
         """Train a version and keep it. Gives what was kept, by its kind."""
@@ -254,7 +271,7 @@ class Workshop:
 
         if recipe.head:
             write(self.out / recipe.base, model.state(head=True))
-        train(model, self.known, self.steps, recipe, seen)
+        train(model, self.known, self.steps, recipe, seen, constant=self.constant)
         for layer in adapted:
             parametrize.remove_parametrizations(layer, "weight")
         keep(kind, recipe.title, self.steps)
@@ -317,13 +334,14 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="the directory of all-MiniLM-L6-v2")
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--constant", action="store_true", help="no warm-up, and the same rate to the end")
     parser.add_argument("--quick", action="store_true", help="some kinds, after a few steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there must be no thread that a fork could lose
     known, held_out = examples(Tokenizer.from_file(str(options.model / "tokenizer.json")))
     steps, early = (12, 4) if options.quick else (options.steps, 50)
-    workshop = Workshop(options.model, options.out, steps, early, known, held_out)
+    workshop = Workshop(options.model, options.out, steps, early, known, held_out, options.constant)
     write(options.out / "base", load_file(options.model / FILE))
     kinds = [kind for kind, recipe in RECIPES.items() if recipe.quick or not options.quick]
     made: dict[str, Made] = {}

@@ -57,7 +57,7 @@ async def test_ours_is_what_a_client_with_the_base_fetches(pair: tuple[bytes, by
 
 def test_a_goal_is_met_within_half_a_point() -> None:
     def row(saved: float, kind: str = "all") -> Row:
-        return Row(kind, kind, Moved(1000, round(1000 - 10 * saved), 1000, 1.0, 1.0))
+        return Row(kind, kind, 1, Moved(1000, round(1000 - 10 * saved), 1000, 1.0, 1.0))
 
     assert [row(saved).met for saved in (62.0, 62.1, 70.0)] == [False, True, True]
     assert row(62.0, "no such kind").met is None
