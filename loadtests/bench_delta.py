@@ -329,7 +329,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="train them again")
     parser.add_argument("--steps", type=int, default=200, help="of training, of 16 sentences each")
     parser.add_argument("--constant", action="store_true", help="train at a rate that stays as it is, with no warm-up")
-    parser.add_argument("--quick", action="store_true", help="a few kinds, after a few steps; then no goals are met")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few kinds, after a few steps, for which the goals are not meant"
+    )
     parser.add_argument("--all", action="store_true", help="bsdiff too, minutes for each version")
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of these only")
     parser.add_argument("--effort", choices=[effort.name.lower() for effort in Effort], default="default")

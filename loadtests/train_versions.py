@@ -341,6 +341,8 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there must be no thread that a fork could lose
     known, held_out = examples(Tokenizer.from_file(str(options.model / "tokenizer.json")))
     steps, early = (12, 4) if options.quick else (options.steps, 50)
+    if options.quick:
+        held_out = Examples(held_out.tokens[:100], held_out.labels[:100])
     workshop = Workshop(options.model, options.out, steps, early, known, held_out, options.constant)
     write(options.out / "base", load_file(options.model / FILE))
     kinds = [kind for kind, recipe in RECIPES.items() if recipe.quick or not options.quick]
