@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+TRAIN := .venv-train
 
 .PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
-	bench-publish bench-clients simulate clean lock
+	bench-publish bench-clients bench-delta simulate clean lock
 
 setup: $(STAMP)
 
@@ -67,6 +68,17 @@ bench-trust: setup
 bench-publish: setup
 	$(BIN)/python -m loadtests.bench_publish
 
+# Some 15 minutes with training; `make bench-delta ARGS=--quick` is 3, `ARGS=--all` adds bsdiff. torch is in a venv of its own.
+bench-delta: setup $(TRAIN)/.ready
+	scripts/need xdelta3 bsdiff
+	$(BIN)/python -m loadtests.bench_delta --python $(TRAIN)/bin/python $(ARGS)
+
+$(TRAIN)/.ready: loadtests/requirements-train.txt
+	$(PYTHON) -m venv $(TRAIN)
+	$(TRAIN)/bin/pip install --quiet --disable-pip-version-check -r $<
+	-$(TRAIN)/bin/pip install --quiet --disable-pip-version-check zipnn==0.5.4  # where it can be built
+	@touch $@
+
 # The ring at 10,000 nodes and 10 million shards; about two minutes.
 simulate: setup
 	$(BIN)/python -m loadtests.simulate_ring
@@ -77,4 +89,4 @@ lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRAIN) build *.egg-info .mypy_cache .ruff_cache .hypothesis
