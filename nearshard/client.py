@@ -275,7 +275,7 @@ class Client:
         places = await asyncio.to_thread(self.repository.find, manifest)
         find, tally = _find_in(places), Tally()
         wanted = {digest: manifest.shards[digest] for digest in likely if digest not in places}
-        chosen, _ = await asyncio.to_thread(choose, manifest, wanted, find)
+        chosen, _ = await asyncio.to_thread(partial(choose, manifest, wanted, find, compressed=self._compressed))
         rebuilding = Rebuilding(self._transfer(manifest, {}, tally, Meter(0, None)), manifest, chosen, find, tally)
 
         async def read(digest: Digest) -> memoryview:
@@ -518,6 +518,12 @@ class Client:
             meter=meter,
         )
 
+    @property
+    def _compressed(self) -> bool:
+        """Whether shards are asked for compressed: not of nodes nearby. The way to these is short, and a node may have
+        to fetch what is compressed, over the link that it spares, where it could make the shard of what it holds."""
+        return not self._guide.near or self._manners.policy.metered or bool(self._manners.policy.rate)
+
     async def _fetch_all(
         self,
         manifest: Manifest,
@@ -532,7 +538,7 @@ class Client:
         self._sessions.resolve_ahead({base_of(url) for named in urls.values() for url in named})
         find = _find_in(places, assembly)
         wanted = {digest: assembly.left(digest) for digest in assembly.needed()}
-        chosen, left = await asyncio.to_thread(choose, manifest, wanted, find)
+        chosen, left = await asyncio.to_thread(partial(choose, manifest, wanted, find, compressed=self._compressed))
         transfer = self._transfer(manifest, urls, tally, Meter(left, progress))
         rebuilding = Rebuilding(transfer, manifest, chosen, find, tally)
         await transfer.fetch_all(tuple(wanted), lambda digest: rebuilding.land(digest, assembly), self._concurrency)

@@ -202,6 +202,13 @@ class Guide:
             self._ask_anew()
         return [base + path for base in self._owners.sources(digest, self.failed())]
 
+    @property
+    def near(self) -> bool:
+        """Whether there are nodes in this client's own region."""
+        return self._owners is not None and any(
+            node.region == self._owners.view.region for node in self._owners.view.nodes
+        )
+
     def knows(self, base: str) -> bool:
         """Whether a base URL is of the network that this client was told of."""
         if base in self._routers:

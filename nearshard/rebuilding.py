@@ -57,18 +57,20 @@ class Way:
         return sum(self.parcels.values())
 
 
-def choose(manifest: Manifest, wanted: Mapping[Digest, int], find: Find) -> tuple[dict[Digest, Way], int]:
+def choose(
+    manifest: Manifest, wanted: Mapping[Digest, int], find: Find, *, compressed: bool = True
+) -> tuple[dict[Digest, Way], int]:
     """The ways of those shards that need not be fetched whole, and the bytes to move in all. Takes processor time.
 
     ``wanted``: the shards to have, and how many bytes of each are not here yet. Where ``find`` says that one of them
-    is, it is not right.
+    is, it is not right. ``compressed``: whether shards may come compressed, upon nothing that is here.
     """
 
     def held(digest: Digest) -> bool:
         return digest not in wanted and bool(find(digest))
 
     chosen, total = dict[Digest, Way](), 0
-    for digest, deltas in ways(manifest, wanted, held).items():
+    for digest, deltas in ways(manifest, wanted, held, compressed=compressed).items():
         parcels = {delta.parcel: manifest.size_of(delta.parcel) for delta in deltas}
         way = Way(deltas, parcels, wanted[digest])
         if deltas and way.cost < way.whole:

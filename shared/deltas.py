@@ -25,13 +25,13 @@ MAX_CHAIN = 4
 
 
 def ways(
-    manifest: Manifest, wanted: Iterable[Digest], held: Callable[[Digest], bool]
+    manifest: Manifest, wanted: Iterable[Digest], held: Callable[[Digest], bool], *, compressed: bool = True
 ) -> dict[Digest, tuple[Delta, ...]]:
     """For each shard of ``wanted``, the deltas to decode, in order, so that it is made last; none: fetch it whole.
 
     ``held``: whether all bytes of a shard are at hand, so that nothing has to be moved for it. What two ways have in
     common is counted for each: a little more than is moved, never less. What a delta is upon is held or made on the
-    way, never fetched whole: nobody need have it any more.
+    way, never fetched whole: nobody need have it any more. ``compressed``: whether deltas upon nothing count too.
     """
     deltas = manifest.deltas_to
     known: dict[tuple[Digest, int], tuple[float, tuple[Delta, ...]]] = {}
@@ -42,7 +42,8 @@ def ways(
         if (digest, depth) in known:
             return known[digest, depth]
         best: tuple[float, tuple[Delta, ...]] = (manifest.size_of(digest) if depth == MAX_CHAIN else math.inf), ()
-        for delta in deltas.get(digest, ()) if depth else ():
+        usable = (delta for delta in deltas.get(digest, ()) if compressed or delta.base)
+        for delta in usable if depth else ():
             cost, steps = float(0 if held(delta.parcel) else manifest.size_of(delta.parcel)), dict[Delta, None]()
             for base in dict.fromkeys(part.digest for part in delta.base):
                 more, before = cheapest(base, depth - 1)

@@ -79,6 +79,8 @@ def test_the_cheaper_of_a_delta_and_the_compressed_shard_is_taken() -> None:
     manifest = Manifest("a/b", {new: 100}, {}, {}, deltas=(compressed, delta), others={old: 10, small: 20, large: 90})
     assert ways(manifest, [new], lambda digest: digest == old) == {new: (delta,)}
     assert ways(manifest, [new], lambda _: False) == {new: (compressed,)}
+    assert ways(manifest, [new], lambda _: False, compressed=False) == {new: ()}, "whole"
+    assert ways(manifest, [new], lambda digest: digest == old, compressed=False) == {new: (delta,)}
     assert ways(manifest, [new], lambda _: True) == {new: ()}
 
 
