@@ -50,6 +50,7 @@ from shared.clock import Clock, SystemClock
 from shared.digest import Digest, digest_of
 from shared.errors import (
     BadId,
+    ConfigError,
     DecodeError,
     IntegrityError,
     LocalError,
@@ -346,9 +347,15 @@ class Client:
         return target.meant_for(model, ref, Subject(key, self._region or self._guide.region))
 
     async def _signed_target(self, model: str, ref: str) -> Target:
-        with suppress(UpstreamError):  # what is known of the metadata may do
+        away: UpstreamError | None = None
+        try:
             await self._guide.ready()
-        trusted = await self.trusted()
+        except UpstreamError as error:  # what is known of the metadata may do
+            away = error
+        try:
+            trusted = await self.trusted()
+        except ConfigError as error:  # by the URLs of who is there its root may be known
+            raise away or error from None
         try:
             return await self._meant(trusted, model, ref)
         except NotFound:
@@ -361,6 +368,11 @@ class Client:
         if self._trusted is None:
             self._trusted = await asyncio.to_thread(self._make_trusted)
         return self._trusted
+
+    @property
+    def unconfirmed(self) -> UpstreamError | None:
+        """Why nobody could say whether refs still mean what they did; None where somebody did, or was not asked."""
+        return self._trusted.unconfirmed if self._trusted else None
 
     async def _meant(self, trusted: Trusted, model: str, ref: str) -> Target:
         """What the signed metadata says now. Raises NotFound also where what says more is not for this client."""

@@ -24,7 +24,7 @@ from nearshard.transfer import Progress
 from shared.clock import Clock
 from shared.codec import encode_json
 from shared.digest import Digest
-from shared.errors import NearshardError
+from shared.errors import NearshardError, UpstreamError
 from shared.files import replace_file
 from shared.ids import TaskId, parse_task_id
 from shared.schedule import Schedule
@@ -43,6 +43,11 @@ class Fetches(Protocol):
 
     async def pull(self, model: str, ref: str, *, progress: Progress) -> Got:
         """Have all files of a model there."""
+        ...
+
+    @property
+    def unconfirmed(self) -> UpstreamError | None:
+        """Why it is not known whether that is the newest."""
         ...
 
 
@@ -214,7 +219,11 @@ class Sync:
             self._count(found, moved=came, saved=0)
             self._say_why(found, error)
         else:
-            self._note(found, got)
+            if client.unconfirmed:  # what is here is whole, and may be old by now
+                self._count(found, moved=got.moved, saved=0)
+                self._say_why(found, client.unconfirmed)
+            else:
+                self._note(found, got)
         self._write_status("running")
 
     def _say_why(self, found: Subscription, error: NearshardError | _HoursOver) -> None:

@@ -264,17 +264,12 @@ def wanted(manifest: Manifest, tasks: Sequence[str]) -> list[Digest]:
 
 
 def pick(manifest: Manifest, wanted: Sequence[Digest], held: Container[Digest]) -> list[Digest]:
-    """The blobs by which all of ``wanted`` can be had where ``held`` is: shards, or parcels where they are fewer bytes,
-    and what these are upon where that is neither held nor made."""
-    ahead = ways(manifest, wanted, held.__contains__)
+    """The blobs by which all of ``wanted`` can be had where ``held`` is: shards, or parcels where these are less."""
     blobs: dict[Digest, None] = {}
-    for digest in wanted:
-        made = {delta.target for delta in ahead[digest]}
-        for delta in ahead[digest]:
-            bases = (part.digest for part in delta.base)
-            blobs |= dict.fromkeys(base for base in bases if base not in held and base not in made)
-            blobs[delta.parcel] = None
-        if digest not in held and not ahead[digest]:
+    for digest, steps in ways(manifest, wanted, held.__contains__).items():
+        if steps:
+            blobs |= dict.fromkeys(delta.parcel for delta in steps)
+        elif digest not in held:
             blobs[digest] = None
     return list(blobs)
 

@@ -62,8 +62,8 @@ class Script:
         return digest
 
     def gets(self) -> list[Asked]:
-        """The GET requests."""
-        return [asked for asked in self.asked if asked.method == "GET"]
+        """The GET requests, but for those of metadata: nodes ask for that by themselves."""
+        return [asked for asked in self.asked if asked.method == "GET" and not asked.path.startswith("/trust/")]
 
 
 async def serve_whole(script: Script, asked: Asked, writer: asyncio.StreamWriter) -> None:

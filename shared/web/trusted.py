@@ -348,6 +348,11 @@ class Trusted:
         """Whether the last try to confirm it failed."""
         return self._stale
 
+    @property
+    def unconfirmed(self) -> UpstreamError | None:
+        """Why the last try to confirm it failed; None where it did not."""
+        return self._failure if self._stale else None
+
     def status(self) -> Mapping[str, object]:
         """For people: versions, when it expires, and what was wrong last."""
         expires = self._trust.expires

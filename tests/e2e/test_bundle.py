@@ -27,7 +27,7 @@ MODEL = "acme/tiny"
 DAY = 86_400
 NOWHERE = "http://127.0.0.1:9"
 """Nobody listens there."""
-SHARDS = ("--shard-target", "256KiB", "--shard-limit", "256KiB")
+SHARDS = ("--deltas", "--shard-target", "256KiB", "--shard-limit", "256KiB")
 
 
 @dataclass

@@ -80,7 +80,9 @@ class Network:
         return next(number for number, proxy in enumerate(self.proxies) if where.startswith(proxy.url + "/"))
 
     def hold(self, after: int) -> None:
-        """Have whichever node is asked hold back after so many bytes."""
+        """Have whichever node is asked hold back after so many bytes. All have it all, and ask no other."""
+        for edge in self.edges:
+            self.run_curl("-o/dev/null", edge.url + TASK)
         for proxy in self.proxies:
             proxy.behave(hold_after=after)
 

@@ -18,7 +18,7 @@ from tests.deltas import FILE, MODEL, Encode, Signed, signed, write_model
 from tests.faults import invariants
 from tests.harness import Lab, Service, command, wait_nodes, wait_settled, wait_until
 
-SHARDS = ("--shard-target", "64KiB", "--shard-limit", "64KiB")
+SHARDS = ("--deltas", "--shard-target", "64KiB", "--shard-limit", "64KiB")
 
 
 @pytest.fixture

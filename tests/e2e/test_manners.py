@@ -180,7 +180,7 @@ def test_json_is_a_line_for_each_event_and_the_last_is_the_result(net: Net, tmp_
     assert events[0] == {"event": "begin", "what": "acme/tiny"}
     assert events[1]["total"] == events[-1]["moved"] > 0
     assert events[-1] == result(done)
-    what = {"model", "revision", "paths", "size", "moved", "saved", "refused", "seconds", "sources"}
+    what = {"model", "revision", "paths", "size", "moved", "saved", "refused", "seconds", "sources", "active"}
     assert events[-1].keys() == {"event", *what}
     assert done.stderr == ""
 

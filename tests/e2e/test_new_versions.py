@@ -26,7 +26,7 @@ from tests.between import Between, between
 from tests.harness import Lab, Service, command, make_model, result
 
 MODEL = "acme/retrained"
-SHARDS = ("--shard-target", "256KiB", "--shard-limit", "256KiB")
+SHARDS = ("--deltas", "--compress", "--shard-target", "256KiB", "--shard-limit", "256KiB")
 
 
 def retrain(old: Path, new: Path) -> None:

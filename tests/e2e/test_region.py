@@ -30,7 +30,7 @@ def fetch(url: str) -> str:
 def region(lab: Lab) -> tuple[Service, list[Service]]:
     """A router and three edges of one region over one origin, with a model of many shards."""
     make_model(lab.folder / "model", width=512)
-    lab.publish(lab.folder / "model", "acme/tiny", "--shard-target", "64KiB", "--shard-limit", "64KiB", "--no-compress")
+    lab.publish(lab.folder / "model", "acme/tiny", "--shard-target", "64KiB", "--shard-limit", "64KiB")
     origin = lab.origin()
     router = lab.router(origin)
     edges = [lab.edge(origin, router=router, node=f"n{n}", region="default") for n in range(3)]

@@ -75,7 +75,7 @@ class Net:
 def net(shared_lab: Lab) -> Iterator[Net]:
     folder = shared_lab.folder / "model"
     make_model(folder)
-    shared_lab.publish(folder, MODEL, "--no-compress", "--shard-target", "256KiB", "--shard-limit", "256KiB")
+    shared_lab.publish(folder, MODEL, "--shard-target", "256KiB", "--shard-limit", "256KiB")
     origin = shared_lab.origin()
     with between("127.0.0.1") as (proxy,):
         proxy.to = shared_lab.edge(origin, advertise=proxy.url).port

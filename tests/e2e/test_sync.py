@@ -20,7 +20,7 @@ def events(out: Path) -> list[dict[str, Any]]:
 def test_copies_follow_what_is_published_through_failures(lab: Lab) -> None:
     model, home, status_file = lab.folder / "model", lab.folder / "repository", lab.folder / "status.json"
     make_model(model)
-    shards = ("--shard-target", "256KiB", "--shard-limit", "256KiB")
+    shards = ("--deltas", "--shard-target", "256KiB", "--shard-limit", "256KiB")
     lab.publish(model, "acme/tiny", *shards)
     origin = lab.origin()
     out, err = lab.folder / "out", lab.folder / "err"

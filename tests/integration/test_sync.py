@@ -43,6 +43,7 @@ class Scripted:
     """A number: so many bytes come, and then none any more."""
     asked: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    unconfirmed: UpstreamError | None = None
 
     async def get(self, task_id: TaskId, *, progress: Progress) -> Got:
         """A task."""

@@ -170,7 +170,7 @@ def upon(target: bytes, parcel: bytes, *base: bytes) -> Delta:
 def test_what_is_fewer_bytes_is_in_it_and_can_be_had_from_it() -> None:
     manifest = model(A, C, deltas=[upon(C, P, B), upon(A, bytes(400))], others=[P, B, bytes(400)])
     everything = wanted(manifest, ())
-    assert pick(manifest, everything, {}) == [digest_of(A), digest_of(B), digest_of(P)], "with what it is upon"
+    assert pick(manifest, everything, {}) == [digest_of(A), digest_of(C)], "nobody has what it is upon"
     held: set[Digest] = {digest_of(A), digest_of(B)}
     assert pick(manifest, everything, held) == [digest_of(P)]
     assert wanted(manifest, ["first"]) == [digest_of(A)]
