@@ -189,7 +189,7 @@ async def test_a_killed_edge_costs_nothing_and_is_reported(net: Net) -> None:
 
 
 def test_of_two_routers_one_may_be_down(net: Net, tmp_path: Path) -> None:
-    down = "http://127.0.0.1:9"
+    down = "http://127.0.0.7:9"
     got = SyncClient([down, net.router.url]).get("acme/tiny", net.out / "sdk")
     assert by_source(got) == by_owner(net)
     for number, words in enumerate(
