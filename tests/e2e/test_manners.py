@@ -272,7 +272,9 @@ def test_a_terminal_has_a_bar_and_is_left_as_it_was(net: Net, held: Between, tmp
 
 
 def test_an_interrupt_ends_at_once_and_leaves_terminal_and_disk_right(held: Between, tmp_path: Path) -> None:
-    terminal = Terminal("get", "acme/tiny", "-o", str(tmp_path / "x.bin"), "--router", held.url)
+    held.behave(hold_after=128 << 10)
+    slow = ("--limit-rate", "128K")  # other sources end it no sooner than in half a minute
+    terminal = Terminal("get", "acme/tiny", "-o", str(tmp_path / "x.bin"), "--router", held.url, *slow)
     try:
         assert held.holding.wait(30)
         wait_until(lambda: HIDE_CURSOR in terminal.read(), "a bar")
