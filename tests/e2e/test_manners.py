@@ -254,6 +254,7 @@ def in_front(net: Net) -> Iterator[Between]:
         proxy.to = edge.port
         net.lab.note(proxy.url)
         yield proxy
+        proxy.behave()  # a node that is told to end waits for answers that are under way
         edge.stop()
 
 
