@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from nearshard.accept import accept
+from nearshard.cli import PROGRAMS
 from nearshard.commands.options import Ca, Json
 
 
@@ -20,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
     trust.command("accept", epilog="Example: nearshard trust accept http://router:8700 --fingerprint 3f1c…")(
         accept_command
     )
-    app.add_typer(trust, name="trust", help="Make keys, and say who may sign what.")
+    app.add_typer(trust, name="trust", help=PROGRAMS["trust"][1])
 
 
 def _trust() -> None:

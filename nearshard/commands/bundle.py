@@ -116,13 +116,7 @@ def import_command(
             raise RequestError("a node is of this machine, by --data, or elsewhere, by --node-url; give one")
         if accept_expired:
             raise RequestError("what a node accepts is its own setting: edge.accept_expired")
-        nodes = (
-            from_afar(node_url, ADMIN, given_token(token), ca)
-            if node_url
-            else find_nodes(data.expanduser(), [])
-            if data
-            else []
-        )
+        nodes = find_nodes(data.expanduser(), []) if data else from_afar(node_url or [], ADMIN, given_token(token), ca)
 
         async def hand() -> dict[str, Mapping[str, object]]:
             with shown(file.name, quiet=as_json) as progress:
