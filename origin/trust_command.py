@@ -179,7 +179,10 @@ def restore_command(
     keys: KeysOption = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(envvar="NEARSHARD_TOKEN_FILE", help="File of a token for '*/*:read', where models are private."),
+        typer.Option(
+            envvar="NEARSHARD_TOKEN_FILE",
+            help="File of a token for '*/*:read': nodes tell what private refs mean to nobody else.",
+        ),
     ] = None,
     ca: Annotated[
         Path | None,

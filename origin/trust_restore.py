@@ -66,13 +66,13 @@ async def restore(trust: TrustStore, sources: Sequence[tuple[str, TrustReader]])
     url, reader, timestamp, state = await _newest(sources)
     here, version = await _here(trust)
     files = 0
-    if here < state.timestamp.version:
+    if here < state.timestamp.version or await _gone_on(trust, reader, state):
         files = await _store(trust, reader, state)
         if await trust.storage.replace(f"{FOLDER}/{TIMESTAMP_FILE}", timestamp, version) is None:
             raise Conflict("somebody else changes the metadata: end the origin, and repeat this", code="stale_metadata")
         files += 1
     fresh = TrustStore(trust.storage)
-    return Restored(url, max(here, state.timestamp.version), files, await _missing(fresh))
+    return Restored(url, (await fresh.state()).timestamp.version, files, await _missing(fresh))
 
 
 async def _newest(sources: Sequence[tuple[str, TrustReader]]) -> tuple[str, TrustReader, bytes, State]:
@@ -97,13 +97,25 @@ async def _here(trust: TrustStore) -> tuple[int, Version | None]:
     return 0, None
 
 
-async def _store(trust: TrustStore, reader: TrustReader, state: State) -> int:
-    """All that the timestamp leads to, roots first. Gives how many files were not there."""
+async def _gone_on(trust: TrustStore, reader: TrustReader, state: State) -> bool:
+    """Whether the store has signed something of its own where the network has something else."""
+    for role, version in _named(state):
+        if await trust.probe(role, version) != await reader.file(role, version):
+            return True
+    return False
+
+
+def _named(state: State) -> list[tuple[str, int]]:
+    """All that a timestamp leads to, roots first."""
+    roots = [(ROOT, version) for version in range(1, state.root.version + 1)]
     roles = [(name.removesuffix(".json"), meta.version) for name, meta in state.snapshot.meta.items()]
-    named = [(ROOT, version) for version in range(1, state.root.version + 1)]
-    named += [*roles, (SNAPSHOT, state.snapshot.version)]
+    return [*roots, *roles, (SNAPSHOT, state.snapshot.version)]
+
+
+async def _store(trust: TrustStore, reader: TrustReader, state: State) -> int:
+    """Store all that the timestamp leads to. Gives how many files were not there, or others."""
     made = 0
-    for role, version in named:
+    for role, version in _named(state):
         data = await reader.file(role, version)
         if await trust.probe(role, version) != data:
             await trust.storage.replace(f"{FOLDER}/{file_name(role, version)}", data, None)

@@ -36,6 +36,7 @@ def test_what_the_network_knows_is_brought_back(lab: Lab, tmp_path: Path, gone_o
     assert refused.returncode == EXIT_INTEGRITY, refused.stderr
 
     words = ["--store", str(lab.store), "--trust-root", str(lab.trust_root), "--keys", str(lab.keys), "--json"]
+    words += ["--token-file", str(lab.node_token)]  # who may read what private refs mean
     told = json.loads(command("trust", "restore", "--from", edge.url, *words).stdout)
     assert told["files"] > 0
     assert told["missing"] == [{"model": "acme/tiny", "revision": newest}]
