@@ -27,6 +27,11 @@ GROUPS = 24
 BLOCK = 1 << 15
 LEAST, MOST = -32, 144
 """Keys: halves of the binary logarithm of how much an element is expected to change, in units in its last place."""
+HINTS, DOWN = 4, 128
+"""A hint at what rounding took away of where an element was expected: how many of as many parts of half a unit in the last
+place, and DOWN with it if it was rounded up, so that a change downwards is the likelier one."""
+HINTED = range(-12 - LEAST, 6 - LEAST)
+"""Keys of elements that hints say more about: each has a key for each hint, from the first that is free on."""
 
 
 class Method(IntEnum):
@@ -63,9 +68,16 @@ class Shape:
 
 
 def encode(
-    method: Method, target: Bytes, base: Bytes | None, kind: Kind, shapes: Sequence[Shape], level: int
+    method: Method,
+    target: Bytes,
+    base: Bytes | None,
+    kind: Kind,
+    shapes: Sequence[Shape],
+    level: int,
+    hints: Bytes | None = None,
 ) -> list[bytes]:
-    """The streams of elements that are written together; ``base``: as many bytes, where there is one."""
+    """The streams of elements that are written together; ``base``: as many bytes, where there is one; ``hints``: of each
+    element, where the base was moved (``lowrank.Moved``)."""
     if method is Method.RAW:
         return [target.tobytes()]
     if method is Method.SQUEEZED:
@@ -81,13 +93,18 @@ def encode(
         return [streams.pack(values - origin)]
     rows = _rows(shapes)
     scales = _scales(target, base, kind, rows)
-    order = _Order(_keys(base, kind, scales, rows))
-    changes = order.gathered(values - origin)
+    order = _Order(_keys(base, kind, scales, rows, hints))
+    changes = order.gathered(_turned(values - origin, hints))
     return [streams.squeeze(scales.view(np.uint8), level), streams.pack(changes, order.groups())]
 
 
 def decode(
-    method: Method, parts: Sequence[memoryview], base: Bytes | None, kind: Kind, shapes: Sequence[Shape]
+    method: Method,
+    parts: Sequence[memoryview],
+    base: Bytes | None,
+    kind: Kind,
+    shapes: Sequence[Shape],
+    hints: Bytes | None = None,
 ) -> Bytes:
     """The bytes that were encoded. Raises DecodeError."""
     count = sum(shape.count for shape in shapes)
@@ -113,13 +130,31 @@ def decode(
         values = streams.unpack(parts[0], count, kind)
         values += origin
         return unordered(values, kind)
-    if kind.fraction is None:
-        raise DecodeError("integers that are grouped by their exponents")
+    if not groupable(kind):
+        raise DecodeError("wide integers in groups")
     rows = _rows(shapes)
     scales = streams.unsqueeze(parts[0], len(rows)).view(np.int8)
-    values = _Order(_keys(base, kind, scales, rows)).scattered(streams.unpack(parts[1], count, kind))
+    order = _Order(_keys(base, kind, scales, rows, hints))
+    values = _turned(order.scattered(streams.unpack(parts[1], count, kind)), hints)
     values += origin
     return unordered(values, kind)
+
+
+def groupable(kind: Kind) -> bool:
+    """Whether elements can be grouped: floats, and quantised ones."""
+    return kind.fraction is not None or kind.width == 1
+
+
+def together(found: Sequence[Bytes]) -> Bytes:
+    """Arrays of bytes as one."""
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def _turned(values: Integers, hints: Bytes | None) -> Integers:
+    """Differences, those that are expected to be negative turned around; its own inverse. In place."""
+    if hints is not None and hints.any():
+        np.negative(values, out=values, where=hints >= DOWN)
+    return values
 
 
 def _rows(shapes: Sequence[Shape]) -> npt.NDArray[np.int64]:
@@ -146,12 +181,20 @@ def _scales(target: Bytes, base: Bytes, kind: Kind, rows: npt.NDArray[np.int64])
     return np.where(means > 0, np.clip(halves, NONE + 1, 127), NONE).astype(np.int8)
 
 
-def _keys(base: Bytes, kind: Kind, scales: npt.NDArray[np.int8], rows: npt.NDArray[np.int64]) -> Bytes:
+def _keys(
+    base: Bytes, kind: Kind, scales: npt.NDArray[np.int8], rows: npt.NDArray[np.int64], hints: Bytes | None
+) -> Bytes:
     """How large each element's change is expected to be: its row's scale, in units of the base's last place."""
-    keys = np.repeat(scales.astype(np.int16) + np.int16(2 * exponent_bias(kind) - LEAST + 1), rows)
-    keys -= exponents(base, kind) * np.int16(2)
+    bias = 0 if kind.fraction is None else exponent_bias(kind)
+    keys = np.repeat(scales.astype(np.int16) + np.int16(2 * bias - LEAST + 1), rows)
+    if kind.fraction is not None:
+        keys -= exponents(base, kind) * np.int16(2)
     np.clip(keys, 1, MOST - LEAST + 1, out=keys)
     small = keys.astype(np.uint8)
+    if hints is not None and hints.any():
+        after = np.uint8(MOST - LEAST + 2)
+        hinted = (small - np.uint8(HINTED.start)) * np.uint8(HINTS) + (hints & np.uint8(DOWN - 1)) + after
+        np.copyto(small, hinted, where=small - np.uint8(HINTED.start) < np.uint8(len(HINTED)))
     if NONE in scales:
         small[np.repeat(scales == NONE, rows)] = 0
     return small
