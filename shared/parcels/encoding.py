@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shared.parcel import Effort, Run
-from shared.parcels import decay, fitting, lowrank, methods, streams
+from shared.parcels import decay, fitting, grouping, lowrank, methods, streams
 from shared.parcels.container import MAX_PIECES, Contents, Part, Piece, write
 from shared.parcels.kinds import BYTES, Bytes, Kind, kind_of
 from shared.parcels.methods import Method, Shape
@@ -140,7 +140,7 @@ def _moved(matrix: _Stretch, effort: Effort) -> _Stretch | None:
 
 def _worth(matrix: _Stretch, moved: _Stretch, factors: lowrank.Factors) -> bool:
     """Whether the factors and what is left take fewer bytes than the change itself."""
-    samples = _sample([matrix], POOLED), _sample([moved], POOLED)
+    samples = _sample([matrix], 2 * BLOCKS), _sample([moved], 2 * BLOCKS)
     share = matrix.target.nbytes / sum(part.target.nbytes for part in samples[0])
     before, after = (_cost(Method.GROUPED, sample) for sample in samples)
     return len(streams.pack(factors.integers())) < (before - after) * share
@@ -157,9 +157,9 @@ def _choices(stretches: Sequence[_Stretch], effort: Effort) -> list[_Choice]:
         chosen = _chosen([stretches[number] for number in numbers], effort)
         choices |= dict.fromkeys(numbers, chosen)
     for choice in dict.fromkeys(choices.values()):
-        if choice.method is Method.PACKED and choice.based and methods.groupable(choice.kind):
+        if choice.method in (Method.PLANES, Method.PACKED) and choice.based and grouping.groupable(choice.kind):
             numbers = [number for number, found in choices.items() if found == choice]
-            if _better_grouped([stretches[number] for number in numbers]):
+            if effort is not Effort.FAST and _better_grouped(choice.method, [stretches[number] for number in numbers]):
                 choices |= dict.fromkeys(numbers, replace(choice, method=Method.GROUPED))
     return [choices[number] for number in range(len(stretches))]
 
@@ -192,18 +192,18 @@ def _chosen(alike: Sequence[_Stretch], effort: Effort) -> _Choice:
     return min(costs, key=lambda choice: costs[choice])
 
 
-def _better_grouped(alike: Sequence[_Stretch]) -> bool:
+def _better_grouped(method: Method, alike: Sequence[_Stretch]) -> bool:
     """Whether differences take fewer bytes in groups; by a sample, in which tables count for what they are in all."""
     sample = _sample(alike, POOLED)
     share = sum(part.target.nbytes for part in alike) / sum(part.target.nbytes for part in sample)
-    (packed, few), (grouped, many) = (_measured(method, sample) for method in (Method.PACKED, Method.GROUPED))
+    (packed, few), (grouped, many) = (_measured(which, sample) for which in (method, Method.GROUPED))
     return (grouped - many) * share + many < (packed - few) * share + few
 
 
 def _measured(method: Method, sample: Sequence[_Stretch]) -> tuple[int, int]:
     """What a sample takes, and how much of it is tables."""
     size = _cost(method, sample)
-    groups = methods.GROUPS if method is Method.GROUPED else 1
+    groups = grouping.GROUPS if method is Method.GROUPED else 1
     return size, min(size, TABLE * groups)
 
 

@@ -33,12 +33,15 @@ def fitted(target: Bytes, base: Bytes, kind: Kind, columns: int) -> Factors | No
     if kind.name not in MOVABLE:
         return None
     with np.errstate(all="ignore"):
-        change = (floats(target, kind) - floats(base, kind)).astype(np.float32).reshape(-1, columns)
+        change = (floats(target, kind) - floats(base, kind)).astype(np.float32, copy=False).reshape(-1, columns)
+        changed = change.any(axis=1)
         largest = float(np.abs(change).max())
-        if not 2.0**-60 < largest < 2.0**60:  # nothing, no number, or nothing that squares can be calculated of
-            return None
-    count = change.size // columns
-    places = np.linspace(0, count - 1, min(_SAMPLE, count)).astype(np.int64)
+    # Nothing, or what is no number, or whose squares are none.
+    if not 2.0**-60 < largest < 2.0**60 or np.count_nonzero(changed) < 2 * _WIDTHS[0]:
+        return None
+    every = np.flatnonzero(changed)
+    change = change[every] if len(every) < len(changed) else change
+    places = every[np.linspace(0, len(every) - 1, min(_SAMPLE, len(every))).astype(np.int64)]
     across = np.random.default_rng(0).integers(0, columns, len(places))
     steps = units(base.view(kind.integer)[places * columns + across].view(np.uint8), kind)
     for width in _WIDTHS:
@@ -50,10 +53,12 @@ def fitted(target: Bytes, base: Bytes, kind: Kind, columns: int) -> Factors | No
     left, right = left[:, :rank] * roots, right[:, :rank] * roots
     left[~_rows(change, left, right, step, float(np.exp(np.mean(np.log(steps)))))] = 0
     shift = max(0, int(np.round(-np.log2(step))))
-    factors = [np.rint(factor.astype(np.float64) * 2.0**shift) for factor in (left, right)]
-    if 2 * shift > MAX_SHIFT or max(float(np.abs(factor).max()) for factor in factors) >= 2.0**31:
+    rounded = [np.rint(factor.astype(np.float64) * 2.0**shift) for factor in (left, right)]
+    if 2 * shift > MAX_SHIFT or max(float(np.abs(factor).max()) for factor in rounded) >= 2.0**31:
         return None
-    made = Factors(factors[0].astype(np.int32), factors[1].astype(np.int32), 2 * shift)
+    whole = np.zeros((len(changed), rank), np.int32)
+    whole[every] = rounded[0]
+    made = Factors(whole, rounded[1].astype(np.int32), 2 * shift)
     return made if made.exact() and made.left.any() else None
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from shared.errors import DecodeError
 from shared.parcels import streams
 from shared.parcels.container import Piece
+from shared.parcels.grouping import DOWN, HINTS
 from shared.parcels.kinds import KINDS, Bytes, Kind, exponent_bias, exponents, floats
-from shared.parcels.methods import DOWN, HINTS
 
 Floats = npt.NDArray[np.float64]
 Factor = npt.NDArray[np.int32]
@@ -25,7 +25,7 @@ Factor = npt.NDArray[np.int32]
 MAX_RANK = 128
 MAX_SHIFT = 256
 _EXACT = 1 << 53
-_BLOCK = 1 << 18
+_BLOCK = 1 << 15
 """Elements that are made at a time."""
 _INTEGER = KINDS["I32"]
 MOVABLE = frozenset({"F64", "F32", "F16", "BF16", "U8"})
@@ -53,7 +53,7 @@ class Factors(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """A base that was moved: its bytes, and for each element a hint (``methods.HINTS``) at what rounding took away."""
+    """A base that was moved: its bytes, and for each element a hint (``grouping.HINTS``) at what rounding took away."""
 
     base: Bytes
     hints: Bytes
@@ -103,11 +103,18 @@ def _factors(integers: Factor, piece: Piece, kind: Kind) -> Factors:
 def move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
     """``base`` plus the product of the factors, rounded; what is not finite stays as it was. Numbers of more than 16 bits
     have no hints: so small a part of them does not matter."""
+    columns = len(factors.right)
+    moving = factors.left.any(axis=1)
+    if np.count_nonzero(moving) < 0.75 * len(moving):  # the embeddings of words that do not occur, say
+        made = base.reshape(len(moving), -1).copy()
+        hints = np.zeros((len(moving), columns), np.uint8)
+        part = move(np.ascontiguousarray(made[moving]).reshape(-1), kind, factors._replace(left=factors.left[moving]))
+        made[moving], hints[moving] = part.base.reshape(-1, made.shape[1]), part.hints.reshape(-1, columns)
+        return Moved(made.reshape(-1), hints.reshape(-1))
     made, hints = np.empty_like(base), np.zeros(len(base) // kind.width, np.uint8)
-    right = factors.right.T.astype(np.float64)
-    columns = right.shape[1]
+    right = np.ascontiguousarray(factors.right.T, np.float64)
     step = max(1, _BLOCK // columns)
-    for row in range(0, factors.left.shape[0], step):
+    for row in range(0, len(factors.left), step):
         changes = factors.left[row : row + step].astype(np.float64) @ right
         changes *= 2.0**-factors.shift
         elements = slice(row * columns, (row + len(changes)) * columns)
@@ -128,7 +135,7 @@ def _hints(wanted: Floats, made: Bytes, kind: Kind) -> Bytes:
         else:
             wanted -= floats(made, kind)
             every = np.arange(1 << 8 * kind.width - 1 - kind.fraction)
-            wanted *= np.ldexp(2.0 * HINTS, exponent_bias(kind) - every)[exponents(made, kind)]
+            wanted *= np.ldexp(2.0 * HINTS, exponent_bias(kind) - every).take(exponents(made, kind))
     wanted[~np.isfinite(wanted)] = 0
     np.clip(wanted, 1 - HINTS, HINTS - 1, out=wanted)
     hints: Bytes = np.abs(wanted).astype(np.uint8)
@@ -182,7 +189,7 @@ def looks_low(target: Bytes, base: Bytes, kind: Kind, columns: int) -> bool:
     ]
     change = _change(chosen[0], chosen[1], kind).reshape(places.shape)
     rounding = _rounding(chosen[0], kind)
-    if not _ordinary(change, rounding):
+    if not _ordinary(change, rounding) or np.mean(change.any(axis=1)) < 0.5:
         return False
     energy, noise = np.linalg.svd(change, compute_uv=False) ** 2, np.mean(rounding**2)
     low = _SAMPLE // 3
