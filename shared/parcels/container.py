@@ -152,7 +152,8 @@ def _piece(row: list[Any], parts: Sequence[Part]) -> Piece:
     if len(steps) % 2:
         raise DecodeError("half a run of decay")
     decay = tuple(map(Run, steps[::2], steps[1::2]))
-    piece = Piece(_number(part, len(parts) - 1), length, *rest, *_LEFT_OFF[len(rest) :], decay=decay)
+    skipped, columns, first, rank, shift = [*rest, *_LEFT_OFF[len(rest) :]]
+    piece = Piece(_number(part, len(parts) - 1), length, skipped, columns, first, rank, shift, decay)
     if not piece.length or not piece.columns:
         raise DecodeError("a piece of nothing")
     return piece

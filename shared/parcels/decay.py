@@ -1,10 +1,10 @@
 """Weights that training only decayed: a base as so many steps of decoupled weight decay leave it, exactly. Pure.
 
-AdamW (Loshchilov and Hutter 2019) multiplies every weight by ``1 - rate * decay`` in each step, also those whose gradient
-is zero, as the embeddings of words that do not occur. In float32 that factor is one minus ``k`` units of two to the power
-of -24: so a few pairs of a ``k`` and a number of steps tell what became of all of them. A step takes whole units in the
-last place off, as many as in the step before unless the weight falls below a threshold; so steps are taken many at a
-time, and what comes out is what the multiplications would have made, bit for bit.
+AdamW (Loshchilov and Hutter 2019) multiplies every weight by ``1 - rate * decay`` in each step, also those whose
+gradient is zero, as the embeddings of words that do not occur. In float32 that factor is one minus a few units of two
+to the power of -24: so a few pairs of such a number and of steps tell what became of all of them. A step takes whole
+units in the last place off, as many as the step before unless the weight falls below a threshold; so steps are taken
+many at a time, and what comes out is what the multiplications would have made, bit for bit.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ def _solved(
     order = np.lexsort((change, which))
     ends = np.cumsum(np.bincount(which))
     middles = change[order][(ends + np.concatenate([[0], ends[:-1]])) // 2]
-    steps = np.rint(np.linalg.lstsq(kinds.astype(np.float64), middles.astype(np.float64))[0]).astype(np.int64)
+    solution = np.linalg.lstsq(kinds.astype(np.float64), middles.astype(np.float64))[0]
+    steps: npt.NDArray[np.int64] = np.rint(solution).astype(np.int64)
     if len(kinds) < len(factors) or (steps < 0).any() or np.mean(kinds @ steps == middles) < 0.9:
         return None
     return steps

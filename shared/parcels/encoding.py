@@ -260,7 +260,7 @@ def _pieces(stretches: Sequence[_Stretch], parts: Sequence[Part], numbers: Seque
             skipped += length
         gap = skipped if part.based else 0
         skipped -= gap
-        if stretch.factors is not None or part.based and (stretch.decay or part.method is Method.GROUPED):
+        if stretch.factors is not None or (part.based and (stretch.decay or part.method is Method.GROUPED)):
             found.append(_placed(Piece(number, length, gap), stretch))
         elif found and found[-1].part == number and not (found[-1].rank or found[-1].decay or gap):
             found[-1] = replace(found[-1], length=found[-1].length + length)

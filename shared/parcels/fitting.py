@@ -1,7 +1,7 @@
 """Factors of low rank for what training changed in a matrix: a part of it, as far as it saves bytes. Pure.
 
 The gradients of a batch have few directions, and steps follow each other; so a good part of what fine-tuning changes is
-of low rank, though all of it is not. For who encodes only: it need not be the same everywhere, since its result is sent.
+of low rank, though all of it is not. For who encodes only: it need not be the same everywhere, as its result is sent.
 """
 
 from __future__ import annotations
@@ -34,13 +34,12 @@ def fitted(target: Bytes, base: Bytes, kind: Kind, columns: int) -> Factors | No
         return None
     with np.errstate(all="ignore"):
         change = (floats(target, kind) - floats(base, kind)).astype(np.float32, copy=False).reshape(-1, columns)
-        changed = change.any(axis=1)
         largest = float(np.abs(change).max())
+    every, count = np.flatnonzero(change.any(axis=1)), len(change)
     # Nothing, or what is no number, or whose squares are none.
-    if not 2.0**-60 < largest < 2.0**60 or np.count_nonzero(changed) < 2 * _WIDTHS[0]:
+    if not 2.0**-60 < largest < 2.0**60 or len(every) < 2 * _WIDTHS[0]:
         return None
-    every = np.flatnonzero(changed)
-    change = change[every] if len(every) < len(changed) else change
+    change = change[every] if len(every) < count else change
     places = every[np.linspace(0, len(every) - 1, min(_SAMPLE, len(every))).astype(np.int64)]
     across = np.random.default_rng(0).integers(0, columns, len(places))
     steps = units(base.view(kind.integer)[places * columns + across].view(np.uint8), kind)
@@ -56,7 +55,7 @@ def fitted(target: Bytes, base: Bytes, kind: Kind, columns: int) -> Factors | No
     rounded = [np.rint(factor.astype(np.float64) * 2.0**shift) for factor in (left, right)]
     if 2 * shift > MAX_SHIFT or max(float(np.abs(factor).max()) for factor in rounded) >= 2.0**31:
         return None
-    whole = np.zeros((len(changed), rank), np.int32)
+    whole = np.zeros((count, rank), np.int32)
     whole[every] = rounded[0]
     made = Factors(whole, rounded[1].astype(np.int32), 2 * shift)
     return made if made.exact() and made.left.any() else None
@@ -65,10 +64,29 @@ def fitted(target: Bytes, base: Bytes, kind: Kind, columns: int) -> Factors | No
 def _leading(change: Floats, width: int) -> tuple[Floats, Floats, Floats]:
     """The largest singular values, and their vectors as columns (Halko, Martinsson and Tropp 2011)."""
     start = np.random.default_rng(0).standard_normal((change.shape[1], width), dtype=np.float32)
-    across = np.linalg.qr(change @ start)[0]
-    across = np.linalg.qr(change @ np.linalg.qr(change.T @ across)[0])[0]
-    left, values, right = np.linalg.svd(across.T @ change, full_matrices=False)
-    return across @ left, values.astype(np.float64), right.T
+    across = _orthonormal(change @ start)
+    across = _orthonormal(change @ _orthonormal(change.T @ across))
+    within = across.T @ change
+    squares, vectors = _squares(within.T)
+    values = np.sqrt(squares)
+    turned = vectors.astype(np.float32)
+    right: Floats = within.T @ (turned / values.astype(np.float32))
+    return across @ turned, values, right
+
+
+def _orthonormal(found: Floats) -> Floats:
+    """A basis of what the columns of ``found`` span: by their products, which takes a fraction of a QR's time."""
+    squares, vectors = _squares(found)
+    basis: Floats = found @ (vectors / np.sqrt(squares)).astype(np.float32)
+    return basis
+
+
+def _squares(found: Floats) -> tuple[Floats, Floats]:
+    """The squares of singular values, largest first, without those that are next to nothing; and the vectors."""
+    products: npt.NDArray[np.float64] = (found.T @ found).astype(np.float64)
+    squares, vectors = np.linalg.eigh(products)
+    kept = squares > squares[-1] * 1e-9
+    return squares[kept][::-1], vectors[:, kept][:, ::-1]
 
 
 def _worth(change: Floats, values: Floats, steps: Floats) -> tuple[int, float]:

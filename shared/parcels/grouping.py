@@ -17,8 +17,8 @@ GROUP = 2048
 GROUPS = 24
 """Groups that there are, about, of tensors as they are trained."""
 HINTS, DOWN = 4, 128
-"""A hint at what rounding took away of where an element was expected: how many of as many parts of half a unit in the last
-place, and DOWN with it if it was rounded up, so that a change downwards is the likelier one."""
+"""A hint at what rounding took away of where an element was expected: how many of as many parts of half a unit in the
+last place, and DOWN with it if it was rounded up, so that a change downwards is the likelier one."""
 NONE = -128
 """The scale of a row that has not changed."""
 _BLOCK = 1 << 15
@@ -59,13 +59,11 @@ def scattered(
     changed = _changed(scales, rows)
     if changed is None:
         order = _Order(_keys(base, kind, scales, rows, hints))
-        values = _turned(order.scattered(unpack(len(hints if hints is not None else order))), hints)
-        values += ordered(base, kind)
-        return unordered(values, kind)
-    inner = _chosen(base, kind, changed)
+        return order.scattered(unpack(sum(order.groups)), base, kind, hints)
     target = base.view(kind.integer).copy()
-    whole = np.where(scales != NONE, scales, 0)[scales != NONE]
-    part = scattered(whole, unpack, inner, kind, rows[scales != NONE], None if hints is None else hints[changed])
+    still = scales == NONE
+    hints = None if hints is None else hints[changed]
+    part = scattered(scales[~still], unpack, _chosen(base, kind, changed), kind, rows[~still], hints)
     target[changed] = part.view(kind.integer)
     return target.view(np.uint8)
 
@@ -109,8 +107,22 @@ def _scales(values: Integers, target: Bytes, base: Bytes, kind: Kind, rows: Rows
 
 def _keys(base: Bytes, kind: Kind, scales: Scales, rows: Rows, hints: Bytes | None) -> Bytes:
     """How large each element's change is expected to be: its row's scale, in units of the base's last place."""
-    bias = 0 if kind.fraction is None else exponent_bias(kind)
-    wide = np.repeat(scales.astype(np.int16) + np.int16(2 * bias - _LEAST), rows)
+    scale = np.repeat(scales, rows)
+    keys = np.empty(len(scale), np.uint8)
+    for place in _blocks(len(keys)):
+        known = base[place.start * kind.width : place.stop * kind.width]
+        keys[place] = _keys_of(known, kind, scale[place], None if hints is None else hints[place])
+    return keys
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """What is looked at together, so that it stays in a processor's cache."""
+    return (slice(start, min(count, start + _BLOCK)) for start in range(0, count, _BLOCK))
+
+
+def _keys_of(base: Bytes, kind: Kind, scales: Scales, hints: Bytes | None) -> Bytes:
+    wide = scales.astype(np.int16)
+    wide += np.int16((0 if kind.fraction is None else 2 * exponent_bias(kind)) - _LEAST)
     if kind.fraction is not None:
         fields = exponents(base, kind)
         wide -= fields
@@ -118,7 +130,7 @@ def _keys(base: Bytes, kind: Kind, scales: Scales, rows: Rows, hints: Bytes | No
     np.clip(wide, 0, _FREE - 1, out=wide)
     keys = wide.astype(np.uint8)
     if hints is not None and hints.any():
-        # Bytes that wrap around, and no branches: each element passes through a register or two.
+        # Bytes that wrap around, and no branches: so it is done many at a time.
         place = keys - np.uint8(_HINTED.start)
         hinted = (hints & np.uint8(HINTS - 1)) + (place * np.uint8(HINTS) + np.uint8(_FREE)) - keys
         hinted *= (place < np.uint8(len(_HINTED))).view(np.uint8)
@@ -131,47 +143,46 @@ class _Order:
 
     def __init__(self, keys: Bytes) -> None:
         self._keys = keys
-        blocks = [np.bincount(keys[begin : begin + _BLOCK], minlength=256) for begin in range(0, len(keys), _BLOCK)]
+        blocks = [np.bincount(keys[place], minlength=256) for place in _blocks(len(keys))]
         counts = np.array(blocks, np.int64).reshape(-1, 256)
         self._group, starts = _merged(counts.sum(axis=0).tolist())
         self._counts = np.add.reduceat(counts, starts, axis=1)
         self.groups: list[int] = [count for count in self._counts.sum(axis=0).tolist() if count]
 
-    def __len__(self) -> int:
-        return len(self._keys)
-
     def gathered(self, values: Integers) -> Integers:
         """``values`` in this order."""
         found = np.empty_like(values)
-        for place, order, spans in self._blocks():
+        for place, order, spans in self._sorted():
             block = values[place].take(order)
             for here, among in spans:
                 found[among] = block[here]
         return found
 
-    def scattered(self, values: Integers) -> Integers:
-        """``values``, which are in this order, at their places again."""
-        found = np.empty_like(values)
-        for place, order, spans in self._blocks():
-            found[place][order] = np.concatenate([values[among] for _, among in spans])
-        return found
+    def scattered(self, values: Integers, base: Bytes, kind: Kind, hints: Bytes | None) -> Bytes:
+        """The bytes that ``values``, the differences in this order, make of ``base``."""
+        target = np.empty(len(base), np.uint8)
+        for place, order, spans in self._sorted():
+            block = np.empty(len(order), values.dtype)
+            block[order] = np.concatenate([values[among] for _, among in spans])
+            _turned(block, None if hints is None else hints[place])
+            known = slice(place.start * kind.width, place.stop * kind.width)
+            block += ordered(base[known], kind)
+            target[known] = unordered(block, kind)
+        return target
 
-    def _blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.intp], list[tuple[slice, slice]]]]:
-        """Elements that are sorted at a time: where they are, their order, and for each group where those that are of it
-        are in the sorted block and among all. To sort what fits into a processor's cache takes a quarter of the time.
-        """
+    def _sorted(self) -> Iterator[tuple[slice, npt.NDArray[np.intp], list[tuple[slice, slice]]]]:
+        """Elements that are sorted at a time: where they are, their order, and for each group where those of it are in
+        the sorted block and among all."""
         totals = self._counts.sum(axis=0)
         following = (np.cumsum(totals) - totals).tolist()
-        for number, counts in enumerate(self._counts.tolist()):
-            begin, start = number * _BLOCK, 0
-            block = self._group.take(self._keys[begin : begin + _BLOCK])
-            spans = []
+        for place, counts in zip(_blocks(len(self._keys)), self._counts.tolist(), strict=True):
+            start, spans = 0, []
             for group, count in enumerate(counts):
                 if count:
                     spans.append((slice(start, start + count), slice(following[group], following[group] + count)))
                     following[group] += count
                     start += count
-            yield slice(begin, begin + len(block)), np.argsort(block, kind="stable"), spans
+            yield place, np.argsort(self._group.take(self._keys[place]), kind="stable"), spans
 
 
 def _merged(counts: Sequence[int]) -> tuple[Bytes, list[int]]:

@@ -101,16 +101,22 @@ def _factors(integers: Factor, piece: Piece, kind: Kind) -> Factors:
 
 
 def move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
-    """``base`` plus the product of the factors, rounded; what is not finite stays as it was. Numbers of more than 16 bits
-    have no hints: so small a part of them does not matter."""
+    """``base`` plus the product of the factors, rounded; what is not finite stays as it was. Numbers of more than 16
+    bits have no hints: so small a part of them does not matter."""
+    moving = np.flatnonzero(factors.left.any(axis=1))
+    if len(moving) > 0.75 * len(factors.left):
+        return _move(base, kind, factors)
+    # Else it is the embeddings of words that do not occur, say.
+    rows = base.reshape(len(factors.left), -1).copy()
+    hints = np.zeros((len(rows), len(factors.right)), np.uint8)
+    part = _move(rows[moving].reshape(-1), kind, factors._replace(left=factors.left[moving]))
+    rows[moving] = part.base.reshape(len(moving), -1)
+    hints[moving] = part.hints.reshape(len(moving), -1)
+    return Moved(rows.reshape(-1), hints.reshape(-1))
+
+
+def _move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
     columns = len(factors.right)
-    moving = factors.left.any(axis=1)
-    if np.count_nonzero(moving) < 0.75 * len(moving):  # the embeddings of words that do not occur, say
-        made = base.reshape(len(moving), -1).copy()
-        hints = np.zeros((len(moving), columns), np.uint8)
-        part = move(np.ascontiguousarray(made[moving]).reshape(-1), kind, factors._replace(left=factors.left[moving]))
-        made[moving], hints[moving] = part.base.reshape(-1, made.shape[1]), part.hints.reshape(-1, columns)
-        return Moved(made.reshape(-1), hints.reshape(-1))
     made, hints = np.empty_like(base), np.zeros(len(base) // kind.width, np.uint8)
     right = np.ascontiguousarray(factors.right.T, np.float64)
     step = max(1, _BLOCK // columns)
@@ -189,7 +195,7 @@ def looks_low(target: Bytes, base: Bytes, kind: Kind, columns: int) -> bool:
     ]
     change = _change(chosen[0], chosen[1], kind).reshape(places.shape)
     rounding = _rounding(chosen[0], kind)
-    if not _ordinary(change, rounding) or np.mean(change.any(axis=1)) < 0.5:
+    if not _ordinary(change, rounding) or np.mean(change.any(axis=1)) < 0.9:
         return False
     energy, noise = np.linalg.svd(change, compute_uv=False) ** 2, np.mean(rounding**2)
     low = _SAMPLE // 3

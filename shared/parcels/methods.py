@@ -22,6 +22,7 @@ from shared.parcels.kinds import Bytes, Kind, ordered, unordered
 ROW = 64
 """Elements that one scale is for, at least: shorter rows are taken together."""
 
+
 class Method(IntEnum):
     """How the elements of a part are written. The numbers are in parcels."""
 
@@ -64,8 +65,8 @@ def encode(
     level: int,
     hints: Bytes | None = None,
 ) -> list[bytes]:
-    """The streams of elements that are written together; ``base``: as many bytes, where there is one; ``hints``: of each
-    element, where the base was moved (``grouping.HINTS``)."""
+    """The streams of elements that are written together; ``base``: as many bytes, where there is one; ``hints``: of
+    each element, where the base was moved (``grouping.HINTS``)."""
     if method is Method.RAW:
         return [target.tobytes()]
     if method is Method.SQUEEZED:
