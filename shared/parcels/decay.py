@@ -138,6 +138,8 @@ def found(target: Bytes, base: Bytes, kind: Kind, columns: int) -> tuple[Run, ..
         return ()
     kept = usable[likely]
     kept &= np.arange(kept.size).reshape(kept.shape) % max(1, kept.size // _ELEMENTS) == 0
+    if not kept.any():
+        return ()
     wanted = np.ascontiguousarray(new[rows[likely]][kept]).view(np.uint8)
     held = np.ascontiguousarray(old[rows[likely]][kept]).view(np.uint8)
     best: tuple[float, tuple[Run, ...]] = 0.5, ()

@@ -37,7 +37,7 @@ def fitted(target: Bytes, base: Bytes, kind: Kind, columns: int) -> Factors | No
         largest = float(np.abs(change).max())
     every, count = np.flatnonzero(change.any(axis=1)), len(change)
     # Nothing, or what is no number, or whose squares are none.
-    if not 2.0**-60 < largest < 2.0**60 or len(every) < 2 * _WIDTHS[0]:
+    if not 2.0**-40 < largest < 2.0**30 or len(every) < 2 * _WIDTHS[0]:
         return None
     change = change[every] if len(every) < count else change
     places = every[np.linspace(0, len(every) - 1, min(_SAMPLE, len(every))).astype(np.int64)]
@@ -70,7 +70,7 @@ def _leading(change: Floats, width: int) -> tuple[Floats, Floats, Floats]:
     squares, vectors = _squares(within.T)
     values = np.sqrt(squares)
     turned = vectors.astype(np.float32)
-    right: Floats = within.T @ (turned / values.astype(np.float32))
+    right: Floats = np.matmul(within.T, turned / values.astype(np.float32))
     return across @ turned, values, right
 
 

@@ -51,7 +51,7 @@ class Shape:
     def rows(self) -> list[int]:
         """How many elements of the run each row has; short rows are taken together."""
         columns = self.columns * -(-ROW // self.columns)
-        head = min(self.count, -self.first % columns)
+        head = min(self.count, -(self.first % self.columns) % columns)
         whole, tail = divmod(self.count - head, columns)
         return [head] * (head > 0) + [columns] * whole + [tail] * (tail > 0)
 

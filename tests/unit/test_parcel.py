@@ -289,7 +289,7 @@ def adamw(rng: np.random.Generator, dtype: type[np.floating[Any]], rates: Sequen
 
 
 STEADY, WARMED = [2e-5] * 60, [2e-5 * min(step / 20, (101 - step) / 80) for step in range(1, 81)]
-RATES = [("F32", STEADY, 94.8), ("F32", WARMED, 94.8), ("F16", STEADY, 94.0)]
+RATES = [("F32", STEADY, 94.1), ("F32", WARMED, 94.2), ("F16", STEADY, 95.0)]
 
 
 @pytest.mark.parametrize(("name", "rates", "least"), RATES)
