@@ -102,7 +102,7 @@ def _factors(integers: Factor, piece: Piece, kind: Kind) -> Factors:
 
 def move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
     """``base`` plus the product of the factors, rounded; what is not finite stays as it was. Numbers of more than 16
-    bits have no hints: so small a part of them does not matter."""
+    bits have no hints: so small a part of them does not matter. Those of fewer are calculated in float32."""
     moving = np.flatnonzero(factors.left.any(axis=1))
     if len(moving) > 0.75 * len(factors.left):
         return _move(base, kind, factors)
@@ -125,14 +125,14 @@ def _move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
         changes *= 2.0**-factors.shift
         elements = slice(row * columns, (row + len(changes)) * columns)
         place = slice(elements.start * kind.width, elements.stop * kind.width)
-        wanted = changes.reshape(-1)
+        wanted = changes.reshape(-1).astype(np.float32 if kind.width <= 2 else np.float64, copy=False)
         made[place] = _plus(base[place], kind, wanted)
         if kind.width <= 2:
             hints[elements] = _hints(wanted, made[place], kind)
     return Moved(made, hints)
 
 
-def _hints(wanted: Floats, made: Bytes, kind: Kind) -> Bytes:
+def _hints(wanted: npt.NDArray[np.floating[Any]], made: Bytes, kind: Kind) -> Bytes:
     """How far ``wanted``, which is overwritten, was rounded to what was made."""
     with np.errstate(all="ignore"):
         if kind.fraction is None:
@@ -141,7 +141,7 @@ def _hints(wanted: Floats, made: Bytes, kind: Kind) -> Bytes:
         else:
             wanted -= floats(made, kind)
             every = np.arange(1 << 8 * kind.width - 1 - kind.fraction)
-            wanted *= np.ldexp(2.0 * HINTS, exponent_bias(kind) - every).take(exponents(made, kind))
+            wanted *= np.ldexp(np.float32(2 * HINTS), exponent_bias(kind) - every).take(exponents(made, kind))
     wanted[~np.isfinite(wanted)] = 0
     np.clip(wanted, 1 - HINTS, HINTS - 1, out=wanted)
     hints: Bytes = np.abs(wanted).astype(np.uint8)
@@ -149,7 +149,7 @@ def _hints(wanted: Floats, made: Bytes, kind: Kind) -> Bytes:
     return hints
 
 
-def _plus(base: Bytes, kind: Kind, changes: Floats) -> Bytes:
+def _plus(base: Bytes, kind: Kind, changes: npt.NDArray[np.floating[Any]]) -> Bytes:
     """``base`` plus ``changes``, which becomes the sum before it is rounded: for integers, it stays as it is."""
     if kind.fraction is None:
         whole = np.clip(np.rint(changes), -_EXACT, _EXACT).astype(np.int64)
@@ -157,13 +157,16 @@ def _plus(base: Bytes, kind: Kind, changes: Floats) -> Bytes:
     with np.errstate(all="ignore"):
         changes += floats(base, kind)
         if kind.name != "F64":
-            narrow = changes.astype(np.float32)
+            narrow = changes.astype(np.float32, copy=False)
             if kind.name == "F16":
                 narrow = narrow.astype(np.float16)
             elif kind.name == "BF16":
                 bits = narrow.view(np.uint32)
-                narrow_bits = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
-                made = narrow_bits.astype("<u2").view(kind.integer)
+                rounded = bits >> np.uint32(16)
+                rounded &= np.uint32(1)
+                rounded += np.uint32(0x7FFF)
+                rounded += bits
+                made = rounded.view("<u2")[1::2].view(kind.integer)
                 return np.where(np.isfinite(narrow), made, base.view(kind.integer)).view(np.uint8)
             finite, made = np.isfinite(narrow), narrow.view(kind.integer)
         else:
