@@ -5,8 +5,8 @@ version over it, as ``nearshard publish`` does it. What has to be moved is what 
 (``shared.deltas``), and the new manifest. It is decoded then, and every byte compared with the version's.
 
 The same pair by others: zstd of the whole file; 64 KiB content-defined chunks with zstd, as Xet has them; tensors that
-changed, with zstd; xdelta3 where it is installed, and bsdiff: of files of up to 25 MB, which take it a minute or two, or
-with ``--all`` of all of them.
+changed, with zstd; xdelta3 where it is installed; and bsdiff, of files of up to 25 MB, or with ``--all`` of all,
+which takes minutes for each pair.
 
 Speeds are MB of the model's file per second of the processor, of encoding and decoding alone. Bytes are exact and the
 same each time; the versions are the same on one kind of processor only.
