@@ -125,7 +125,9 @@ def _move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
         changes *= 2.0**-factors.shift
         elements = slice(row * columns, (row + len(changes)) * columns)
         place = slice(elements.start * kind.width, elements.stop * kind.width)
-        wanted = changes.reshape(-1).astype(np.float32 if kind.width <= 2 else np.float64, copy=False)
+        wanted: npt.NDArray[np.floating[Any]] = changes.reshape(-1)
+        if kind.width <= 2:
+            wanted = wanted.astype(np.float32)
         made[place] = _plus(base[place], kind, wanted)
         if kind.width <= 2:
             hints[elements] = _hints(wanted, made[place], kind)
@@ -153,7 +155,8 @@ def _plus(base: Bytes, kind: Kind, changes: npt.NDArray[np.floating[Any]]) -> By
     """``base`` plus ``changes``, which becomes the sum before it is rounded: for integers, it stays as it is."""
     if kind.fraction is None:
         whole = np.clip(np.rint(changes), -_EXACT, _EXACT).astype(np.int64)
-        return (base.view(kind.integer) + whole.astype(kind.integer)).view(np.uint8)
+        sums: Bytes = (base.view(kind.integer) + whole.astype(kind.integer)).view(np.uint8)
+        return sums
     with np.errstate(all="ignore"):
         changes += floats(base, kind)
         if kind.name != "F64":
