@@ -68,7 +68,8 @@ bench-trust: setup
 bench-publish: setup
 	$(BIN)/python -m loadtests.bench_publish
 
-# Some 15 minutes with training; `make bench-delta ARGS=--quick` is 3, `ARGS=--all` adds bsdiff. torch is in a venv of its own.
+# Some 20 minutes with training; `make bench-delta ARGS=--quick` is 5, `ARGS=--all` has bsdiff of large files too, minutes
+# each. torch is in a venv of its own, whose installation takes some more minutes once.
 bench-delta: setup $(TRAIN)/.ready
 	scripts/need xdelta3 bsdiff
 	$(BIN)/python -m loadtests.bench_delta --python $(TRAIN)/bin/python $(ARGS)

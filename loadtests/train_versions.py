@@ -347,7 +347,7 @@ def main() -> None:
     write(options.out / "base", load_file(options.model / FILE))
     kinds = [kind for kind, recipe in RECIPES.items() if recipe.quick or not options.quick]
     made: dict[str, Made] = {}
-    casts = ["bf16"] if options.quick else [*CASTS]
+    casts = ["bf16", "int8"] if options.quick else [*CASTS]
     for cast in casts:
         workshop.cast(cast, {})  # of the base: some are trained from there
     with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("fork")) as pool:

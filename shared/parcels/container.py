@@ -1,8 +1,8 @@
 """How a parcel is written: the length of its header in four bytes, the header, the streams. Pure.
 
 The header is a msgpack map: the version, the size of the base, parts (method, kind, whether upon a base, the length of
-each stream) and pieces in the order of their bytes (part, bytes, skipped, columns, first element, rank, shift; what is
-left off at the end is 0, 1, 0, 0 and 0).
+each stream) and pieces in the order of their bytes (part, bytes, skipped, columns, first element, rank, shift, and of
+each run of decay the factor and the steps; what is left off at the end is 0, 1, 0, 0 and 0, and no runs).
 """
 
 from __future__ import annotations
@@ -14,23 +14,25 @@ from typing import Any
 
 from shared import codec
 from shared.errors import DecodeError
+from shared.parcels.decay import MAX_RUNS, Run
 from shared.parcels.kinds import KINDS, Kind
 from shared.parcels.methods import Method, Shape
 
-VERSION = 1
+VERSION = 2
 MAX_HEADER = 1 << 20
 MAX_PIECES = 1 << 14
 MAX_PARTS = 256
 MAX_PLACE = 1 << 48
 _LENGTH = struct.Struct("<I")
 _LEFT_OFF = (0, 1, 0, 0, 0)
+_FULL = 2 + len(_LEFT_OFF)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A run of ``length`` bytes as it is written, ``skipped``: after how many bytes of the base that nobody used; with
     a ``rank``, upon its base and the product of two factors of that rank, in units of two to the power of minus
-    ``shift``."""
+    ``shift``; with ``decay``, upon what the base has decayed to."""
 
     part: int
     length: int
@@ -39,6 +41,7 @@ class Piece:
     first: int = 0
     rank: int = 0
     shift: int = 0
+    decay: tuple[Run, ...] = ()
 
     def shape(self, kind: Kind) -> Shape:
         """Where its elements are. Raises DecodeError: no whole number of them."""
@@ -82,9 +85,9 @@ def write(contents: Contents) -> bytes:
 
 def _short(piece: Piece) -> list[int]:
     rest = [piece.skipped, piece.columns, piece.first, piece.rank, piece.shift]
-    while rest and rest[-1] == _LEFT_OFF[len(rest) - 1]:
+    while rest and not piece.decay and rest[-1] == _LEFT_OFF[len(rest) - 1]:
         rest.pop()
-    return [piece.part, piece.length, *rest]
+    return [piece.part, piece.length, *rest, *(number for run in piece.decay for number in run)]
 
 
 def read(parcel: memoryview, base: int, size: int) -> Contents:
@@ -142,10 +145,15 @@ def _part(row: list[Any], parcel: memoryview, at: int) -> tuple[Part, int]:
 
 
 def _piece(row: list[Any], parts: Sequence[Part]) -> Piece:
-    if not 2 <= len(row) <= 2 + len(_LEFT_OFF) or not parts:
+    if not 2 <= len(row) <= _FULL + 2 * MAX_RUNS or not parts:
         raise DecodeError("a piece of another length")
-    part, length, *rest = [_number(value, MAX_PLACE) for value in row]
-    piece = Piece(_number(part, len(parts) - 1), length, *rest)
+    part, length, *rest = [_number(value, MAX_PLACE) for value in row[:_FULL]]
+    steps = [_number(value, MAX_PLACE) for value in row[_FULL:]]
+    if len(steps) % 2:
+        raise DecodeError("half a run of decay")
+    decay = tuple(map(Run, steps[::2], steps[1::2]))
+    skipped, columns, first, rank, shift = [*rest, *_LEFT_OFF[len(rest) :]]
+    piece = Piece(_number(part, len(parts) - 1), length, skipped, columns, first, rank, shift, decay)
     if not piece.length or not piece.columns:
         raise DecodeError("a piece of nothing")
     return piece

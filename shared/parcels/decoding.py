@@ -7,6 +7,7 @@ import numpy as np
 from shared.errors import DecodeError
 from shared.parcels import lowrank, methods
 from shared.parcels.container import Contents, Part, Piece, read
+from shared.parcels.decay import decayed
 from shared.parcels.kinds import Bytes
 
 
@@ -44,11 +45,15 @@ def _members(contents: Contents) -> list[list[tuple[Piece, int, int]]]:
 def _decoded(part: Part, pieces: list[Piece], bases: list[Bytes]) -> Bytes:
     shapes = [piece.shape(part.kind) for piece in pieces]
     streams = [memoryview(stream) for stream in part.streams]
-    base = None
+    if any(piece.rank or piece.decay for piece in pieces) and not part.based:
+        raise DecodeError("what moves a base, without one")
+    base = hints = None
+    bases = [decayed(base, part.kind, p.decay) if p.decay else base for p, base in zip(pieces, bases, strict=True)]
     if any(piece.rank for piece in pieces):
-        if not part.based or not streams:
-            raise DecodeError("factors without a base, or without themselves")
-        bases = lowrank.moved(streams.pop(), part.kind, pieces, bases)
+        if not streams:
+            raise DecodeError("factors without themselves")
+        bases, found = lowrank.moved(streams.pop(), part.kind, pieces, bases)
+        hints = methods.together(found)
     if part.based:
-        base = bases[0] if len(bases) == 1 else np.concatenate(bases)
-    return methods.decode(part.method, streams, base, part.kind, shapes)
+        base = methods.together(bases)
+    return methods.decode(part.method, streams, base, part.kind, shapes, hints)

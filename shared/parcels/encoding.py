@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shared.parcel import Effort, Run
-from shared.parcels import lowrank, methods, streams
+from shared.parcels import decay, fitting, grouping, lowrank, methods, streams
 from shared.parcels.container import MAX_PIECES, Contents, Part, Piece, write
 from shared.parcels.kinds import BYTES, Bytes, Kind, kind_of
 from shared.parcels.methods import Method, Shape
@@ -30,21 +30,24 @@ LEVELS = {Effort.FAST: 1, Effort.DEFAULT: 3, Effort.MOST: 12}
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """A part of a run on its way: its elements, those of its base, and where they are in their tensor. With factors,
-    the base is the moved one."""
+    """A part of a run on its way: its elements, those of its base, and where they are in their tensor. With steps of
+    decay or factors, the base is what these make of it."""
 
     target: Bytes
     base: Bytes | None
     kind: Kind
     shape: Shape
+    decay: tuple[decay.Run, ...] = ()
     factors: lowrank.Factors | None = None
+    hints: Bytes | None = None
 
     def cut(self, first: int, count: int) -> _Stretch:
         """Some of the elements."""
         place = slice(first * self.kind.width, (first + count) * self.kind.width)
         shape = Shape(count, self.shape.columns, self.shape.first + first)
         base = None if self.base is None else self.base[place]
-        return _Stretch(self.target[place], base, self.kind, shape)
+        hints = None if self.hints is None else self.hints[first : first + count]
+        return _Stretch(self.target[place], base, self.kind, shape, self.decay, None, hints)
 
     def unbased(self) -> _Stretch:
         """The same without its base."""
@@ -95,13 +98,13 @@ def _stretches(target: memoryview, base: memoryview, runs: Sequence[Run], effort
             continue
         kind = kind_of(run.dtype, run.length)
         shape = Shape(run.length // kind.width, max(1, run.columns), run.first)
-        yield from _moved(_Stretch(data, old, kind, shape), effort)
+        yield from _predicted(_Stretch(data, old, kind, shape), effort)
     if at != target.nbytes or below != base.nbytes:
         raise ValueError("runs that are not all of the bytes")
 
 
-def _moved(whole: _Stretch, effort: Effort) -> Iterable[_Stretch]:
-    """A stretch, or the three parts of one whose change is of low rank."""
+def _predicted(whole: _Stretch, effort: Effort) -> Iterable[_Stretch]:
+    """A stretch, or the three parts of one whose base is moved to where training seems to have moved it."""
     columns, count = whole.shape.columns, whole.shape.count
     head = -whole.shape.first % columns
     rows = max(0, count - head) // columns
@@ -109,25 +112,38 @@ def _moved(whole: _Stretch, effort: Effort) -> Iterable[_Stretch]:
         return [whole]
     middle = whole.cut(head, rows * columns)
     assert middle.base is not None
-    matrix = (middle.target, middle.base, whole.kind, columns)
-    if effort is not Effort.MOST and not lowrank.looks_low(*matrix):
-        return [whole]
-    factors = lowrank.factored(*matrix)
-    if factors is None:
-        return [whole]
-    moved = replace(middle, base=lowrank.move(middle.base, whole.kind, factors), factors=factors)
-    if not _worth(middle, moved, factors):
+    if runs := decay.found(middle.target, middle.base, whole.kind, columns):
+        whole = replace(whole, base=decay.decayed(whole.base, whole.kind, runs), decay=runs)
+        middle = whole.cut(head, rows * columns)
+    moved = _moved(middle, effort)
+    if moved is None:
         return [whole]
     tail = head + rows * columns
     cuts = [whole.cut(0, head), moved, whole.cut(tail, count - tail)]
     return [part for part in cuts if part.shape.count]
 
 
+def _moved(matrix: _Stretch, effort: Effort) -> _Stretch | None:
+    """A matrix upon its base and factors of low rank: of all of its change, or of what of it they save bytes for."""
+    assert matrix.base is not None
+    given = (matrix.target, matrix.base, matrix.kind, matrix.shape.columns)
+    factors = lowrank.factored(*given) if effort is Effort.MOST or lowrank.looks_low(*given) else None
+    for found in (factors, None):
+        factors = found or fitting.fitted(*given)
+        if factors is not None:
+            base, hints = lowrank.move(matrix.base, matrix.kind, factors)
+            moved = replace(matrix, base=base, factors=factors, hints=hints if hints.any() else None)
+            if _worth(matrix, moved, factors):
+                return moved
+    return None
+
+
 def _worth(matrix: _Stretch, moved: _Stretch, factors: lowrank.Factors) -> bool:
     """Whether the factors and what is left take fewer bytes than the change itself."""
-    share = matrix.target.nbytes / sum(part.target.nbytes for part in _sample([matrix], BLOCKS))
-    saved = _cost(Method.PACKED, _sample([matrix], BLOCKS)) - _cost(Method.PACKED, _sample([moved], BLOCKS))
-    return len(streams.pack(factors.integers())) < saved * share
+    samples = _sample([matrix], 2 * BLOCKS), _sample([moved], 2 * BLOCKS)
+    share = matrix.target.nbytes / sum(part.target.nbytes for part in samples[0])
+    before, after = (_cost(Method.GROUPED, sample) for sample in samples)
+    return len(streams.pack(factors.integers())) < (before - after) * share
 
 
 def _choices(stretches: Sequence[_Stretch], effort: Effort) -> list[_Choice]:
@@ -141,9 +157,9 @@ def _choices(stretches: Sequence[_Stretch], effort: Effort) -> list[_Choice]:
         chosen = _chosen([stretches[number] for number in numbers], effort)
         choices |= dict.fromkeys(numbers, chosen)
     for choice in dict.fromkeys(choices.values()):
-        if choice.method is Method.PACKED and choice.based and choice.kind.fraction is not None:
+        if choice.method in (Method.PLANES, Method.PACKED) and choice.based and grouping.groupable(choice.kind):
             numbers = [number for number, found in choices.items() if found == choice]
-            if _better_grouped([stretches[number] for number in numbers]):
+            if effort is not Effort.FAST and _better_grouped(choice.method, [stretches[number] for number in numbers]):
                 choices |= dict.fromkeys(numbers, replace(choice, method=Method.GROUPED))
     return [choices[number] for number in range(len(stretches))]
 
@@ -176,18 +192,18 @@ def _chosen(alike: Sequence[_Stretch], effort: Effort) -> _Choice:
     return min(costs, key=lambda choice: costs[choice])
 
 
-def _better_grouped(alike: Sequence[_Stretch]) -> bool:
+def _better_grouped(method: Method, alike: Sequence[_Stretch]) -> bool:
     """Whether differences take fewer bytes in groups; by a sample, in which tables count for what they are in all."""
     sample = _sample(alike, POOLED)
     share = sum(part.target.nbytes for part in alike) / sum(part.target.nbytes for part in sample)
-    (packed, few), (grouped, many) = (_measured(method, sample) for method in (Method.PACKED, Method.GROUPED))
+    (packed, few), (grouped, many) = (_measured(which, sample) for which in (method, Method.GROUPED))
     return (grouped - many) * share + many < (packed - few) * share + few
 
 
 def _measured(method: Method, sample: Sequence[_Stretch]) -> tuple[int, int]:
     """What a sample takes, and how much of it is tables."""
     size = _cost(method, sample)
-    groups = methods.GROUPS if method is Method.GROUPED else 1
+    groups = grouping.GROUPS if method is Method.GROUPED else 1
     return size, min(size, TABLE * groups)
 
 
@@ -213,14 +229,15 @@ def _cost(method: Method, parts: Sequence[_Stretch], level: int = LEVELS[Effort.
 
 
 def _written(method: Method, parts: Sequence[_Stretch], level: int) -> list[bytes]:
-    base = None if parts[0].base is None else _together([part.base for part in parts])
-    target, shapes = _together([part.target for part in parts]), [part.shape for part in parts]
-    return methods.encode(method, target, base, parts[0].kind, shapes, level)
-
-
-def _together(found: Sequence[Bytes | None]) -> Bytes:
-    whole = [part for part in found if part is not None]
-    return whole[0] if len(whole) == 1 else np.concatenate(whole)
+    bases = [part.base for part in parts if part.base is not None]
+    base = methods.together(bases) if bases else None
+    hints = None
+    if any(part.hints is not None for part in parts):
+        hints = methods.together(
+            [np.zeros(part.shape.count, np.uint8) if part.hints is None else part.hints for part in parts]
+        )
+    target, shapes = methods.together([part.target for part in parts]), [part.shape for part in parts]
+    return methods.encode(method, target, base, parts[0].kind, shapes, level, hints)
 
 
 def _part(choice: _Choice, members: Sequence[_Stretch], level: int) -> Part:
@@ -243,9 +260,9 @@ def _pieces(stretches: Sequence[_Stretch], parts: Sequence[Part], numbers: Seque
             skipped += length
         gap = skipped if part.based else 0
         skipped -= gap
-        if stretch.factors is not None or part.method is Method.GROUPED:
+        if stretch.factors is not None or (part.based and (stretch.decay or part.method is Method.GROUPED)):
             found.append(_placed(Piece(number, length, gap), stretch))
-        elif found and found[-1].part == number and not found[-1].rank and not gap:
+        elif found and found[-1].part == number and not (found[-1].rank or found[-1].decay or gap):
             found[-1] = replace(found[-1], length=found[-1].length + length)
         else:
             found.append(Piece(number, length, gap))
@@ -254,5 +271,5 @@ def _pieces(stretches: Sequence[_Stretch], parts: Sequence[Part], numbers: Seque
 
 def _placed(piece: Piece, stretch: _Stretch) -> Piece:
     shape, factors = stretch.shape, stretch.factors
-    placed = replace(piece, columns=shape.columns, first=shape.first % shape.columns)
+    placed = replace(piece, columns=shape.columns, first=shape.first % shape.columns, decay=stretch.decay)
     return replace(placed, rank=factors.left.shape[1], shift=factors.shift) if factors is not None else placed

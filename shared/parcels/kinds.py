@@ -103,9 +103,19 @@ def exponent_bias(kind: Kind) -> int:
     return (1 << (8 * kind.width - 2 - kind.fraction)) - 1 + kind.fraction
 
 
+def units(data: Bytes, kind: Kind) -> npt.NDArray[np.float64]:
+    """The unit in the last place of each element: one for an integer. New."""
+    if kind.fraction is None:
+        return np.ones(len(data) // kind.width)
+    found: npt.NDArray[np.float64] = np.ldexp(1.0, exponents(data, kind).astype(np.int32) - exponent_bias(kind))
+    return found
+
+
 def floats(data: Bytes, kind: Kind) -> npt.NDArray[np.floating[Any]]:
-    """The values, exactly: as float64 for F64, else as float32. New."""
+    """The values, exactly: as float64 for F64 and wide integers, else as float32. New."""
     bits = data.view(kind.integer)
+    if kind.fraction is None:
+        return bits.astype(np.float32 if kind.width < 4 else np.float64)
     if kind.name == "F64":
         return bits.view("<f8").copy()
     if kind.name == "F16":

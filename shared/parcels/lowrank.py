@@ -16,6 +16,7 @@ import numpy.typing as npt
 from shared.errors import DecodeError
 from shared.parcels import streams
 from shared.parcels.container import Piece
+from shared.parcels.grouping import DOWN, HINTS
 from shared.parcels.kinds import KINDS, Bytes, Kind, exponent_bias, exponents, floats
 
 Floats = npt.NDArray[np.float64]
@@ -24,10 +25,13 @@ Factor = npt.NDArray[np.int32]
 MAX_RANK = 128
 MAX_SHIFT = 256
 _EXACT = 1 << 53
-_BLOCK = 1 << 18
+_BLOCK = 1 << 15
 """Elements that are made at a time."""
 _INTEGER = KINDS["I32"]
-_MOVABLE = frozenset({"F64", "F32", "F16", "BF16"})
+MOVABLE = frozenset({"F64", "F32", "F16", "BF16", "U8"})
+"""Kinds of numbers that can be moved by factors."""
+_MERGED = frozenset({"F64", "F32", "F16", "BF16"})
+"""Those that a LoRA is merged into."""
 
 
 class Factors(NamedTuple):
@@ -48,17 +52,30 @@ class Factors(NamedTuple):
         return bool(sum(a * b for a, b in zip(left, right, strict=True)) < _EXACT)
 
 
-def moved(stream: memoryview, kind: Kind, pieces: Sequence[Piece], bases: Sequence[Bytes]) -> list[Bytes]:
-    """The bases of pieces, those that have a rank moved by the factors in ``stream``. Raises DecodeError."""
+class Moved(NamedTuple):
+    """A base that was moved: its bytes, and for each element a hint (``grouping.HINTS``) at what rounding took away."""
+
+    base: Bytes
+    hints: Bytes
+
+
+def moved(
+    stream: memoryview, kind: Kind, pieces: Sequence[Piece], bases: Sequence[Bytes]
+) -> tuple[list[Bytes], list[Bytes]]:
+    """The bases of pieces, those that have a rank moved by the factors in ``stream``; and the hints of all. Raises
+    DecodeError."""
     integers = streams.unpack(stream, sum(_size(piece, kind) for piece in pieces), _INTEGER).astype(
         np.int32, copy=False
     )
-    found, at = [], 0
+    found, at = list[Moved](), 0
     for piece, base in zip(pieces, bases, strict=True):
         size = _size(piece, kind)
-        found.append(move(base, kind, _factors(integers[at : at + size], piece, kind)) if size else base)
+        if size:
+            found.append(move(base, kind, _factors(integers[at : at + size], piece, kind)))
+        else:
+            found.append(Moved(base, np.zeros(len(base) // kind.width, np.uint8)))
         at += size
-    return found
+    return [move.base for move in found], [move.hints for move in found]
 
 
 def _size(piece: Piece, kind: Kind) -> int:
@@ -67,7 +84,7 @@ def _size(piece: Piece, kind: Kind) -> int:
         return 0
     count = piece.shape(kind).count
     size = piece.rank * (count // piece.columns + piece.columns)
-    if kind.name not in _MOVABLE or count % piece.columns or piece.first % piece.columns or size > count:
+    if kind.name not in MOVABLE or count % piece.columns or piece.first % piece.columns or size > count:
         raise DecodeError("factors of what is no matrix")
     if piece.rank > MAX_RANK or piece.shift > MAX_SHIFT:
         raise DecodeError("factors that are too large")
@@ -83,31 +100,76 @@ def _factors(integers: Factor, piece: Piece, kind: Kind) -> Factors:
     return factors
 
 
-def move(base: Bytes, kind: Kind, factors: Factors) -> Bytes:
-    """``base`` plus the product of the factors, rounded; what is not finite stays as it was."""
-    made = np.empty_like(base)
-    right = factors.right.T.astype(np.float64)
-    columns = right.shape[1]
+def move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
+    """``base`` plus the product of the factors, rounded; what is not finite stays as it was. Numbers of more than 16
+    bits have no hints: so small a part of them does not matter. Those of fewer are calculated in float32."""
+    moving = np.flatnonzero(factors.left.any(axis=1))
+    if len(moving) > 0.75 * len(factors.left):
+        return _move(base, kind, factors)
+    # Else it is the embeddings of words that do not occur, say.
+    rows = base.reshape(len(factors.left), -1).copy()
+    hints = np.zeros((len(rows), len(factors.right)), np.uint8)
+    part = _move(rows[moving].reshape(-1), kind, factors._replace(left=factors.left[moving]))
+    rows[moving] = part.base.reshape(len(moving), -1)
+    hints[moving] = part.hints.reshape(len(moving), -1)
+    return Moved(rows.reshape(-1), hints.reshape(-1))
+
+
+def _move(base: Bytes, kind: Kind, factors: Factors) -> Moved:
+    columns = len(factors.right)
+    made, hints = np.empty_like(base), np.zeros(len(base) // kind.width, np.uint8)
+    right = np.ascontiguousarray(factors.right.T, np.float64)
     step = max(1, _BLOCK // columns)
-    for row in range(0, factors.left.shape[0], step):
+    for row in range(0, len(factors.left), step):
         changes = factors.left[row : row + step].astype(np.float64) @ right
         changes *= 2.0**-factors.shift
-        place = slice(row * columns * kind.width, (row + len(changes)) * columns * kind.width)
-        made[place] = _plus(base[place], kind, changes.reshape(-1))
-    return made
+        elements = slice(row * columns, (row + len(changes)) * columns)
+        place = slice(elements.start * kind.width, elements.stop * kind.width)
+        wanted: npt.NDArray[np.floating[Any]] = changes.reshape(-1)
+        if kind.width <= 2:
+            wanted = wanted.astype(np.float32)
+        made[place] = _plus(base[place], kind, wanted)
+        if kind.width <= 2:
+            hints[elements] = _hints(wanted, made[place], kind)
+    return Moved(made, hints)
 
 
-def _plus(base: Bytes, kind: Kind, changes: Floats) -> Bytes:
+def _hints(wanted: npt.NDArray[np.floating[Any]], made: Bytes, kind: Kind) -> Bytes:
+    """How far ``wanted``, which is overwritten, was rounded to what was made."""
+    with np.errstate(all="ignore"):
+        if kind.fraction is None:
+            wanted -= np.rint(wanted)
+            wanted *= 2 * HINTS
+        else:
+            wanted -= floats(made, kind)
+            every = np.arange(1 << 8 * kind.width - 1 - kind.fraction)
+            wanted *= np.ldexp(np.float32(2 * HINTS), exponent_bias(kind) - every).take(exponents(made, kind))
+    wanted[~np.isfinite(wanted)] = 0
+    np.clip(wanted, 1 - HINTS, HINTS - 1, out=wanted)
+    hints: Bytes = np.abs(wanted).astype(np.uint8)
+    hints |= (wanted < 0).view(np.uint8) * np.uint8(DOWN)
+    return hints
+
+
+def _plus(base: Bytes, kind: Kind, changes: npt.NDArray[np.floating[Any]]) -> Bytes:
+    """``base`` plus ``changes``, which becomes the sum before it is rounded: for integers, it stays as it is."""
+    if kind.fraction is None:
+        whole = np.clip(np.rint(changes), -_EXACT, _EXACT).astype(np.int64)
+        sums: Bytes = (base.view(kind.integer) + whole.astype(kind.integer)).view(np.uint8)
+        return sums
     with np.errstate(all="ignore"):
         changes += floats(base, kind)
         if kind.name != "F64":
-            narrow = changes.astype(np.float32)
+            narrow = changes.astype(np.float32, copy=False)
             if kind.name == "F16":
                 narrow = narrow.astype(np.float16)
             elif kind.name == "BF16":
                 bits = narrow.view(np.uint32)
-                narrow_bits = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
-                made = narrow_bits.astype("<u2").view(kind.integer)
+                rounded = bits >> np.uint32(16)
+                rounded &= np.uint32(1)
+                rounded += np.uint32(0x7FFF)
+                rounded += bits
+                made = rounded.view("<u2")[1::2].view(kind.integer)
                 return np.where(np.isfinite(narrow), made, base.view(kind.integer)).view(np.uint8)
             finite, made = np.isfinite(narrow), narrow.view(kind.integer)
         else:
@@ -128,7 +190,7 @@ _PRECISIONS = (2, 1, 0, -1, -2, -3, -4)
 
 def looks_low(target: Bytes, base: Bytes, kind: Kind, columns: int) -> bool:
     """Whether a matrix's change seems to be of low rank: a cheap look at some of its rows and columns."""
-    if kind.name not in _MOVABLE:
+    if kind.name not in _MERGED:
         return False
     count = len(target) // kind.width
     rows = np.linspace(0, count // columns - 1, min(_SAMPLE, count // columns)).astype(np.int64)
@@ -139,7 +201,7 @@ def looks_low(target: Bytes, base: Bytes, kind: Kind, columns: int) -> bool:
     ]
     change = _change(chosen[0], chosen[1], kind).reshape(places.shape)
     rounding = _rounding(chosen[0], kind)
-    if not _ordinary(change, rounding):
+    if not _ordinary(change, rounding) or np.mean(change.any(axis=1)) < 0.9:
         return False
     energy, noise = np.linalg.svd(change, compute_uv=False) ** 2, np.mean(rounding**2)
     low = _SAMPLE // 3
@@ -149,7 +211,7 @@ def looks_low(target: Bytes, base: Bytes, kind: Kind, columns: int) -> bool:
 
 def factored(target: Bytes, base: Bytes, kind: Kind, columns: int) -> Factors | None:
     """The factors that bring a matrix nearest to ``target``, in as many bits as they are worth; None: of no use."""
-    if kind.name not in _MOVABLE:
+    if kind.name not in _MERGED:
         return None
     change = _change(target, base, kind).reshape(-1, columns)
     noise = _rounding(target, kind).reshape(change.shape)

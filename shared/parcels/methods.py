@@ -6,27 +6,21 @@ array, as bytes. Decoders know how many bytes come out before they begin.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain, pairwise
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import DecodeError
-from shared.parcels import streams
-from shared.parcels.kinds import Bytes, Integers, Kind, exponent_bias, exponents, floats, ordered, unordered
+from shared.parcels import grouping, streams
+from shared.parcels.kinds import Bytes, Kind, ordered, unordered
 
 ROW = 64
 """Elements that one scale is for, at least: shorter rows are taken together."""
-GROUP = 2048
-"""Elements that are a group, at least: each has a table of up to a kilobyte."""
-GROUPS = 24
-"""Groups that there are, about, of tensors as they are trained."""
-BLOCK = 1 << 15
-LEAST, MOST = -32, 144
-"""Keys: halves of the binary logarithm of how much an element is expected to change, in units in its last place."""
 
 
 class Method(IntEnum):
@@ -57,15 +51,22 @@ class Shape:
     def rows(self) -> list[int]:
         """How many elements of the run each row has; short rows are taken together."""
         columns = self.columns * -(-ROW // self.columns)
-        head = min(self.count, -self.first % columns)
+        head = min(self.count, -(self.first % self.columns) % columns)
         whole, tail = divmod(self.count - head, columns)
         return [head] * (head > 0) + [columns] * whole + [tail] * (tail > 0)
 
 
 def encode(
-    method: Method, target: Bytes, base: Bytes | None, kind: Kind, shapes: Sequence[Shape], level: int
+    method: Method,
+    target: Bytes,
+    base: Bytes | None,
+    kind: Kind,
+    shapes: Sequence[Shape],
+    level: int,
+    hints: Bytes | None = None,
 ) -> list[bytes]:
-    """The streams of elements that are written together; ``base``: as many bytes, where there is one."""
+    """The streams of elements that are written together; ``base``: as many bytes, where there is one; ``hints``: of
+    each element, where the base was moved (``grouping.HINTS``)."""
     if method is Method.RAW:
         return [target.tobytes()]
     if method is Method.SQUEEZED:
@@ -76,18 +77,19 @@ def encode(
     values = ordered(target, kind)
     if base is None:
         return [streams.pack(values)]
-    origin = ordered(base, kind)
     if method is Method.PACKED:
-        return [streams.pack(values - origin)]
-    rows = _rows(shapes)
-    scales = _scales(target, base, kind, rows)
-    order = _Order(_keys(base, kind, scales, rows))
-    changes = order.gathered(values - origin)
-    return [streams.squeeze(scales.view(np.uint8), level), streams.pack(changes, order.groups())]
+        return [streams.pack(values - ordered(base, kind))]
+    scales, changes, groups = grouping.gathered(target, base, kind, _rows(shapes), hints)
+    return [streams.squeeze(scales.view(np.uint8), level), streams.pack(changes, groups)]
 
 
 def decode(
-    method: Method, parts: Sequence[memoryview], base: Bytes | None, kind: Kind, shapes: Sequence[Shape]
+    method: Method,
+    parts: Sequence[memoryview],
+    base: Bytes | None,
+    kind: Kind,
+    shapes: Sequence[Shape],
+    hints: Bytes | None = None,
 ) -> Bytes:
     """The bytes that were encoded. Raises DecodeError."""
     count = sum(shape.count for shape in shapes)
@@ -108,104 +110,22 @@ def decode(
         if method is Method.GROUPED:
             raise DecodeError("grouped without a base")
         return unordered(streams.unpack(parts[0], count, kind), kind)
-    origin = ordered(base, kind)
     if method is Method.PACKED:
         values = streams.unpack(parts[0], count, kind)
-        values += origin
+        values += ordered(base, kind)
         return unordered(values, kind)
-    if kind.fraction is None:
-        raise DecodeError("integers that are grouped by their exponents")
+    if not grouping.groupable(kind):
+        raise DecodeError("wide integers in groups")
     rows = _rows(shapes)
     scales = streams.unsqueeze(parts[0], len(rows)).view(np.int8)
-    values = _Order(_keys(base, kind, scales, rows)).scattered(streams.unpack(parts[1], count, kind))
-    values += origin
-    return unordered(values, kind)
+    unpack = partial(streams.unpack, parts[1], kind=kind)
+    return grouping.scattered(scales, unpack, base, kind, rows, hints)
+
+
+def together(found: Sequence[Bytes]) -> Bytes:
+    """Arrays of bytes as one."""
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _rows(shapes: Sequence[Shape]) -> npt.NDArray[np.int64]:
     return np.fromiter(chain.from_iterable(shape.rows() for shape in shapes), np.int64)
-
-
-NONE = -128
-"""The scale of a row that has not changed."""
-
-
-def _scales(target: Bytes, base: Bytes, kind: Kind, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-    """For each row the logarithm of how much its elements have changed on average, in halves; NONE: not at all.
-
-    It is advice, so that it may be rounded otherwise elsewhere: who decodes gets it sent.
-    """
-    with np.errstate(all="ignore"):
-        changes = floats(target, kind)
-        changes -= floats(base, kind)
-        np.abs(changes, out=changes)
-    changes[~np.isfinite(changes)] = 0
-    means = np.add.reduceat(changes, np.cumsum(rows) - rows, dtype=np.float64) / rows
-    parts, logarithms = np.frexp(means)
-    halves = 2 * logarithms - (parts < np.sqrt(0.5))
-    return np.where(means > 0, np.clip(halves, NONE + 1, 127), NONE).astype(np.int8)
-
-
-def _keys(base: Bytes, kind: Kind, scales: npt.NDArray[np.int8], rows: npt.NDArray[np.int64]) -> Bytes:
-    """How large each element's change is expected to be: its row's scale, in units of the base's last place."""
-    keys = np.repeat(scales.astype(np.int16) + np.int16(2 * exponent_bias(kind) - LEAST + 1), rows)
-    keys -= exponents(base, kind) * np.int16(2)
-    np.clip(keys, 1, MOST - LEAST + 1, out=keys)
-    small = keys.astype(np.uint8)
-    if NONE in scales:
-        small[np.repeat(scales == NONE, rows)] = 0
-    return small
-
-
-class _Order:
-    """Elements in the order of their keys and, of one key, of their places."""
-
-    def __init__(self, keys: Bytes) -> None:
-        self._keys = keys
-        self._counts = np.bincount(keys, minlength=256)
-
-    def groups(self) -> list[int]:
-        """How many elements of each key there are, in order; small groups together with the next one."""
-        groups, gathered = list[int](), 0
-        for count in self._counts.tolist():
-            gathered += count
-            if gathered >= GROUP:
-                groups.append(gathered)
-                gathered = 0
-        return [*groups, gathered] if gathered else groups
-
-    def gathered(self, values: Integers) -> Integers:
-        """``values`` in this order."""
-        found = np.empty_like(values)
-        for place, order, spans in self._blocks():
-            block = values[place][order]
-            for here, among in spans:
-                found[among] = block[here]
-        return found
-
-    def scattered(self, values: Integers) -> Integers:
-        """``values``, which are in this order, at their places again."""
-        found = np.empty_like(values)
-        for place, order, spans in self._blocks():
-            block = np.empty(len(order), values.dtype)
-            for here, among in spans:
-                block[here] = values[among]
-            found[place][order] = block
-        return found
-
-    def _blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.intp], list[tuple[slice, slice]]]]:
-        """Elements that are sorted at a time: where they are, their order, and for each key where those that have it
-        are in the sorted block and among all. To sort what fits into a processor's cache takes a quarter of the time.
-        """
-        following = (np.cumsum(self._counts) - self._counts).tolist()
-        for begin in range(0, len(self._keys), BLOCK):
-            block = self._keys[begin : begin + BLOCK]
-            order = np.argsort(block, kind="stable")
-            ranked = block[order]
-            edges = [0, *(np.flatnonzero(ranked[1:] != ranked[:-1]) + 1).tolist(), len(block)]
-            spans = []
-            for start, stop in pairwise(edges):
-                key, count = int(ranked[start]), stop - start
-                spans.append((slice(start, stop), slice(following[key], following[key] + count)))
-                following[key] += count
-            yield slice(begin, begin + len(block)), order, spans

@@ -24,7 +24,10 @@ PURE = [
     ),
     *(
         f"shared.parcels.{name}"
-        for name in ("kinds", "streams", "methods", "lowrank", "container", "encoding", "decoding")
+        for name in (
+            "kinds", "streams", "grouping", "methods", "decay", "lowrank", "fitting", "container", "encoding",
+            "decoding",
+        )
     ),
     "origin.cutting",
     "origin.pairing",
