@@ -79,6 +79,7 @@ class Run:
 
     line: list[Waiting]
     """Whom it still brings, in order, without a gap."""
+    since: float
     path: str = ""
     answered: bool = False
     ended: bool = False
@@ -213,7 +214,7 @@ class Line:
     def _start(self, line: list[Waiting]) -> None:
         if not self._runs:
             self._trial.begin(self._source.received, self._clock.monotonic())
-        run = Run(line)
+        run = Run(line, self._clock.monotonic())
         self._runs.append(run)
         task = asyncio.create_task(self._run(run), name=f"run of {run.path}")
         self._tasks.add(task)
@@ -257,9 +258,10 @@ class Line:
                     waiting.future.set_result(True)
 
     def _failed(self, run: Run, error: NearshardError) -> None:
-        """An error is that of the shard that the run was at, or of all where nothing came in time. From an origin that
-        does not give tasks and files, fills fetch shards."""
-        if not run.answered and error.error_code != "upstream_timeout":
+        """An error is that of the shard that the run was at, or of all where the origin was silent. From one that does
+        not give tasks and files, or is late with them, fills fetch shards."""
+        silent = error.error_code == "upstream_timeout" and self._source.heard_at < run.since
+        if not run.answered and not silent:
             self._stop(TROUBLE)
             return
         for waiting in run.line[:1] if run.answered else run.line:
