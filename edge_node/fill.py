@@ -3,8 +3,8 @@
 * It is a task of the node, not of a request: a reader that leaves does not end it.
 * Readers follow it at their own pace from its first byte, each by its own position in the same buffer.
 * It goes from source to source, and asks each for what is missing only; what it has is hashed as it comes.
-* From an origin a large shard comes in parts, by several streams at once: where packets get lost, one connection brings
-  little, and at the end of a download all connections still have something to do.
+* From an origin it comes in one answer with the shards that follow it (``edge_node.runs``). Where there is none, or
+  where one connection brings little, as packets get lost, a large shard comes in parts, by several streams at once.
 * Where deltas bring a shard in fewer bytes, it is made from them (``edge_node.rebuild``) instead of being taken from
   above; where they do not, it goes on as ever, and readers do not notice.
 * No reader gets the last byte of what it asked for before the digest of the whole shard was right. So whatever
