@@ -18,6 +18,7 @@ from edge_node.ledger import State
 from edge_node.reach import Reach
 from edge_node.shard_key import ShardKey
 from edge_node.store import DiskBuffer, DiskTier, MemoryTier, room
+from edge_node.upstream import Place
 from shared.errors import DiskFull, LocalError, NearshardError
 from shared.outcome import Outcome
 from shared.web.send import FileRegion, Piece
@@ -193,18 +194,26 @@ class Cache:
             return DiskReader(self.disk, key, file)
         return None
 
-    def open(self, key: ShardKey, size: int | None, reach: Reach = Reach.ANYWHERE, *, wanted_for: str = "") -> Reader:
+    def open(
+        self,
+        key: ShardKey,
+        size: int | None,
+        reach: Reach = Reach.ANYWHERE,
+        *,
+        wanted_for: str = "",
+        at: Place | None = None,
+    ) -> Reader:
         """Open a shard: from memory, from disk, by joining its fill, or by starting one.
 
         ``size`` from a manifest, or None where only a source can say it. ``wanted_for``: a revision that it is of, as
-        ``model@revision``, where one is known.
+        ``model@revision``, where one is known. ``at``: its place in a task or a file, if it is whole there.
         """
         if held := self.open_held(key):
             return held
         fill = self.fills.get(key, reach)
         joined = fill is not None
         if fill is None:
-            fill = self.fills.start(key, size, reach, wanted_for=wanted_for)
+            fill = self.fills.start(key, size, reach, wanted_for=wanted_for, at=at)
         fill.join()
         return FillReader(fill, joined)
 

@@ -27,7 +27,7 @@ from edge_node.reach import Reach
 from edge_node.recipes import Recipes
 from edge_node.shard_key import ShardKey, shard_key
 from edge_node.short_path import ShortPath
-from edge_node.upstream import Upstreams
+from edge_node.upstream import Place, Upstreams
 from shared import plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
@@ -36,19 +36,22 @@ from shared.deltas import REBUILDING, WANTED_FOR
 from shared.digest import Digest, hex_of
 from shared.errors import BadId, RequestError
 from shared.ids import is_revision, parse_task_id
+from shared.layout import Slice
 from shared.manifest import Manifest
 from shared.metrics import Metrics
 from shared.outcome import Outcome, cache_status, dearest
-from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
+from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath, file_path
 from shared.rollout import Subject, at_address
 from shared.web.access import private_model, token_text
 from shared.web.reads import Listing, Resolved
 from shared.web.send import Piece, conditions, decide, send
 from shared.web.trusted import Trusted
 
-AHEAD, AHEAD_BYTES = 64, 128 << 20
+AHEAD, AHEAD_BYTES, AHEAD_METERED = 64, 256 << 20, 32 << 20
 """Slices, and bytes of them, that are open at once: their fills run while earlier ones are sent. A link where packets
-get lost gives each connection little, so it takes many; what is filled in memory takes a quarter of it at most."""
+get lost gives each connection little, so it takes many; where none do, they are asked for as one (``edge_node.runs``).
+Less where the link is metered, as what is open goes on when the client leaves. What is filled in memory takes a quarter
+of it at most."""
 
 PATIENCE = 5.0
 """Seconds that an answer's head waits for its first shard to be verified. Clients of the Hugging Face Hub take 10 s
@@ -62,6 +65,8 @@ class Wanted(NamedTuple):
     size: int
     offset: int
     length: int
+    at: Place | None
+    """Its place in what was asked for, where it is whole there."""
 
 
 class Delivery:
@@ -138,13 +143,22 @@ class Delivery:
         fields = {"Cache-Status": cache_status(self._node, outcome), **found.fields, **vary}
         if is_revision(path.ref) and request.method == "GET" and not private and not token_text(request):
             self.short_path.learn(request.raw_path, path.model, shown, vary)
-        sizes = found.manifest.shards
-        wanted = (Wanted(shard_key(s.digest, private), sizes[s.digest], s.offset, s.length) for s in slices)
+        wanted = self._wanted(slices, span.start, _same(path, found.manifest.revision), found.manifest, private)
         verified = isinstance(path, HubPath)
         whole = request.method == "GET" and isinstance(decision, Whole)
         with self.canary.counted(path.model, found.manifest.revision, whole=whole):
             async with aclosing(self._pieces(wanted, reach, verified=verified)) as pieces:
                 return await send(request, shown, decision, span, pieces, fields)
+
+    def _wanted(
+        self, slices: Sequence[Slice], start: int, path: str, manifest: Manifest, private: str
+    ) -> Iterator[Wanted]:
+        """What is to be sent: ``slices`` from byte ``start`` on of what an origin has at ``path``."""
+        for piece in slices:
+            size = manifest.shards[piece.digest]
+            at = Place(path, start) if piece.length == size else None
+            yield Wanted(shard_key(piece.digest, private), size, piece.offset, piece.length, at)
+            start += piece.length
 
     def _favour(self, manifest: Manifest, private: str) -> None:
         """Remember the shards of a small model: they are evicted after all others."""
@@ -209,11 +223,12 @@ class Delivery:
     def _share(self, piece: Wanted) -> float:
         """Of the window: what is filled in memory would keep everything else out of a small one."""
         on_disk = self._upstreams.owned(piece.key)
-        room = AHEAD_BYTES if on_disk else min(AHEAD_BYTES, self._cache.memory.ledger.budget // 4)
+        most = AHEAD_METERED if self._upstreams.link.policy.metered else AHEAD_BYTES
+        room = most if on_disk else min(most, self._cache.memory.ledger.budget // 4)
         return piece.size / max(1, room)
 
     def _open(self, piece: Wanted, reach: Reach) -> Reader:
-        return self._cache.open(piece.key, piece.size, reach)
+        return self._cache.open(piece.key, piece.size, reach, at=piece.at)
 
     async def _counted(self, reader: Reader, offset: int, length: int) -> AsyncGenerator[Piece]:
         """What a reader gives, and a note of how it was had."""
@@ -289,6 +304,11 @@ class Delivery:
     def not_ready(self) -> str:
         """Ready once it listens: the disk cache was taken up before that."""
         return ""
+
+
+def _same(path: TaskPath | FilePath, revision: str) -> str:
+    """Where an origin has the same for ever, whichever way it was asked for."""
+    return path.at(revision) if isinstance(path, TaskPath) else file_path(path.model, revision, path.path)
 
 
 def _reach(request: web.Request) -> Reach:

@@ -3,8 +3,8 @@
 * It is a task of the node, not of a request: a reader that leaves does not end it.
 * Readers follow it at their own pace from its first byte, each by its own position in the same buffer.
 * It goes from source to source, and asks each for what is missing only; what it has is hashed as it comes.
-* From an origin a large shard comes in parts, by several streams at once: where packets get lost, one connection brings
-  little, and at the end of a download all connections still have something to do.
+* From an origin it comes in one answer with the shards that follow it (``edge_node.runs``). Where there is none, or
+  where one connection brings little, as packets get lost, a large shard comes in parts, by several streams at once.
 * Where deltas bring a shard in fewer bytes, it is made from them (``edge_node.rebuild``) instead of being taken from
   above; where they do not, it goes on as ever, and readers do not notice.
 * No reader gets the last byte of what it asked for before the digest of the whole shard was right. So whatever
@@ -26,9 +26,10 @@ from structlog.typing import FilteringBoundLogger
 
 from edge_node.gaps import Gap, Gaps
 from edge_node.reach import Reach
+from edge_node.runs import Runs
 from edge_node.shard_key import ShardKey, digest_in
 from edge_node.store import Buffer, DiskBuffer, DiskTier, MemoryBuffer, MemoryTier
-from edge_node.upstream import PART_LEAST, NotBlamed, Source, Upstreams
+from edge_node.upstream import PART_LEAST, NotBlamed, Place, Source, Upstreams
 from shared.clock import Clock
 from shared.digest import hex_of
 from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamError, first_error
@@ -61,9 +62,21 @@ class Fill:
     """One fill under way. Made by ``Fills`` only."""
 
     def __init__(
-        self, fills: Fills, key: ShardKey, size: int | None, reach: Reach, *, background: bool, wanted_for: str
+        self,
+        fills: Fills,
+        key: ShardKey,
+        size: int | None,
+        reach: Reach,
+        *,
+        background: bool,
+        wanted_for: str,
+        at: Place | None,
     ) -> None:
         self.key = key
+        self.at = at
+        """Its place in a task or a file, where one is known: its neighbours may come with it (``edge_node.runs``)."""
+        self.hasten: Callable[[], None] | None = None
+        """Called once a reader needs it now."""
         self.reach = reach
         """How far it goes for its bytes."""
         self.wanted_for = wanted_for or fills.named(key)
@@ -82,6 +95,8 @@ class Fill:
         self._fills = fills
         self._buffer: Buffer | None = None
         self._gaps: Gaps | None = None
+        self._front = Gap(0, 0)
+        """What a run brings."""
         self._placing = asyncio.Lock()
         """Held while a place for the bytes is looked for: streams that need it wait."""
         self._hash, self._hashed = hashlib.sha256(), 0
@@ -159,6 +174,8 @@ class Fill:
     def _want(self) -> None:
         """It is needed now."""
         self._wanted.set()
+        if self.hasten:
+            self.hasten()
         for part in self._parts:
             part._want()
 
@@ -186,7 +203,7 @@ class Fill:
             else:
                 await self._changed.wait()
 
-    def _rank(self) -> int:
+    def rank(self) -> int:
         """How urgent it is: a reader needs it now, a reader will need it, no client asked for it."""
         return 2 if self.background else int(not self._wanted.is_set())
 
@@ -295,7 +312,9 @@ class Fill:
             self._gaps = Gaps(self.size)
         try:
             part = self._fills.upstreams.part(source)
-            if self._gaps is None or (part is None and self._gaps.missing == self.size):
+            if part and self.at and self.missing == self.size and await self._fills.runs.bring(source, self):
+                pass
+            elif self._gaps is None or (part is None and self._gaps.missing == self.size):
                 await self._stream(source, None)
             else:
                 await self._stream_all(source, self._gaps.cut(part or self._gaps.missing))
@@ -364,7 +383,7 @@ class Fill:
         """One gap from one source; None: the whole shard. ``share`` may make it less, once its turn has come."""
         upstreams = self._fills.upstreams
         async with AsyncExitStack() as stack:
-            turn = await stack.enter_async_context(upstreams.turn(source, self._rank))
+            turn = await stack.enter_async_context(upstreams.turn(source, self.rank))
             if gap and share:
                 share(gap)
             start, stop = (gap.start, gap.stop) if gap else (0, None)
@@ -384,6 +403,17 @@ class Fill:
                 if gap.start >= gap.stop:
                     break  # the rest is with another stream
         await self._hash_behind()
+
+    async def begin(self) -> None:
+        """Have a place for bytes that a run brings from the first one on. Raises UpstreamError."""
+        assert self.size is not None
+        await self.place(self.size)
+        assert self._gaps is not None
+        self._front = self._gaps.cut(self.size)[0]
+
+    async def give(self, data: memoryview) -> None:
+        """The next bytes that a run brings. Raises UpstreamError."""
+        await self._put(self._front, data)
 
     async def _put(self, gap: Gap, data: memoryview) -> None:
         """Bytes that came for the front of a gap."""
@@ -525,6 +555,7 @@ class Fills:
         self.memory, self.disk, self.upstreams = memory, disk, upstreams
         self.clock, self.random, self.metrics, self.log = clock, rng, metrics, log
         self.overflow = asyncio.Semaphore(OVERFLOW)
+        self.runs = Runs(upstreams, clock)
         self.make: Callable[[Fill], Awaitable[bool]] | None = None
         """Makes a shard from deltas, or does not (``edge_node.rebuild``)."""
         self.named: Callable[[ShardKey], str] = lambda _: ""
@@ -548,11 +579,18 @@ class Fills:
         return ordered[0].outcome if ordered else Outcome.FILL_ORIGIN
 
     def start(
-        self, key: ShardKey, size: int | None, reach: Reach, *, background: bool = False, wanted_for: str = ""
+        self,
+        key: ShardKey,
+        size: int | None,
+        reach: Reach,
+        *,
+        background: bool = False,
+        wanted_for: str = "",
+        at: Place | None = None,
     ) -> Fill:
         """Begin a fill of a shard that has none. ``size`` in bytes where it is known; ``wanted_for``: a revision that
-        it is of, as ``model@revision``."""
-        fill = Fill(self, key, size, reach, background=background, wanted_for=wanted_for)
+        it is of, as ``model@revision``; ``at``: its place in a task or a file, where its size is known."""
+        fill = Fill(self, key, size, reach, background=background, wanted_for=wanted_for, at=at)
         self._under_way[key, reach] = fill
         task = asyncio.create_task(fill.run(), name=f"fill {key[:19]}")
         self._tasks.add(task)
@@ -565,4 +603,5 @@ class Fills:
 
     async def close(self) -> None:
         """End every fill; their readers are told."""
+        await self.runs.close()
         await end(self._tasks)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import aiohttp
 
@@ -68,8 +69,17 @@ class Source:
     """Until when it is asked for whole shards only."""
     heard_at: float = float("-inf")
     """When it last sent bytes of any shard."""
+    received: int = 0
+    """Body bytes that it sent."""
     late_at: float = float("-inf")
     """When it last let its time run out, and had been silent altogether."""
+
+
+class Place(NamedTuple):
+    """Where a shard's bytes are in something larger: at ``path`` of any origin, from byte ``start`` on."""
+
+    path: str
+    start: int
 
 
 class Wanted(Protocol):
@@ -168,6 +178,7 @@ class Upstreams:
         """Count body bytes that came from a source, and wait where the link's policy wants it."""
         source.slots.count(size)
         source.heard_at = self._clock.monotonic()
+        source.received += size
         self.received[source.outcome] += size
         self._metrics.received.labels(source.url).inc(size)
         if source.outcome is not Outcome.FILL_PEER:
@@ -218,6 +229,23 @@ class Upstreams:
             turn.answered(self._clock.monotonic() - asked)
             left = (stop or body.size) - body.start
             yield replace(body, chunks=turn.watch(body.chunks, left))
+
+    def open_run(self, turn: Turn, wanted: Wanted, at: Place, stop: int) -> AbstractAsyncContextManager[Body]:
+        """The bytes from a shard's place in a task or a file up to ``stop``: of ``wanted`` and those that follow it.
+
+        Raises NotFound, NoRanges or UpstreamError.
+        """
+        source = turn.source
+        return open_blob(
+            self._sessions.of(source.url),
+            source.url + at.path,
+            start=at.start,
+            stop=stop,
+            size=None,
+            max_size=sys.maxsize,
+            headers=self._own_token(wanted.key),
+            sharing=lambda: source.slots.used,
+        )
 
     def _about(self, source: Source, wanted: Wanted) -> Mapping[str, str]:
         """What another node is told with a question, so that it may use deltas, and waits for nobody in a circle."""

@@ -235,7 +235,7 @@ async def test_what_waits_for_a_parcel_gets_no_byte_and_a_stranger_may_read_the_
 
 
 def _rank(fill: Fill) -> int:
-    return fill._rank()
+    return fill.rank()
 
 
 async def test_parcels_of_what_no_client_waits_for_come_after_clients(tmp_path: Path) -> None:
