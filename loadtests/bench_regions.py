@@ -399,13 +399,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, choices=range(4, 65), metavar="N", help="of a model, 1 MiB each (11)")
     parser.add_argument("--tasks", type=int, default=2, choices=range(1, 11), metavar="N", help="of each person")
     parser.add_argument("--warm", type=int, choices=range(1, 101), metavar="N", help="warm hits of each person (4)")
-    parser.add_argument("--rounds", type=int, choices=range(1, 11), metavar="N", help="of each but direct (3)")
+    parser.add_argument("--rounds", type=int, choices=range(1, 11), metavar="N", help="of each but direct (2)")
     parser.add_argument("--congestion", default="bbr", metavar="NAME", help="of the kernel's")
     parser.add_argument("--proxies", action="store_true", help="delay proxies for links, as without root")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="of the requests and of loss")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every sample")
     options = parser.parse_args(words)
-    usual = (5, 7, 3, 1) if options.quick else (10, 11, 4, 3)
+    usual = (5, 7, 3, 1) if options.quick else (10, 11, 4, 2)
     for name, value in zip(("people", "layers", "warm", "rounds"), usual, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
