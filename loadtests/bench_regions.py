@@ -44,7 +44,7 @@ from loadtests import nginx, regions
 from loadtests.bodies import make_weights
 from loadtests.percentiles import percentile
 from loadtests.region_clients import Asked
-from loadtests.regions import Wan
+from loadtests.regions import Place, Wan
 from loadtests.report import console, note, processor, runtime, version
 from loadtests.scenarios import REGIONS, Popularity
 from loadtests.services import BenchmarkError, Service, bound, busy_seconds, environment, publish, service, workspace
@@ -60,6 +60,8 @@ PAUSE = 1.5
 """Mean of the seconds between two warm hits of a person."""
 PHASE_LIMIT = 240.0
 """Seconds that a phase may take."""
+LAST_START = 480.0
+"""Seconds after which nobody begins another round, so that the whole is over in ten minutes."""
 QUIET, STILL = 20.0, 20_000
 """Seconds that the links have to become quiet after a phase; bytes in half a second that count as quiet."""
 LEAST_SPEEDUP, MOST_BEHIND = 10.0, 1.05
@@ -99,9 +101,9 @@ class Phase:
 
 
 @contextmanager
-def straight(_wan: Wan, origin: Service, _directory: Path) -> Iterator[list[str]]:
+def straight(wan: Wan, origin: Service, _directory: Path) -> Iterator[list[str]]:
     """To the origin."""
-    yield [place.upstream(origin.url) for place in _wan.places]
+    yield [place.upstream(origin.url) for place in wan.places]
 
 
 def proxies(slices: str) -> Callable[[Wan, Service, Path], AbstractContextManager[list[str]]]:
@@ -202,6 +204,7 @@ def draw(paths: Mapping[str, str], options: argparse.Namespace) -> dict[str, lis
 
 def measure(directory: Path, options: argparse.Namespace) -> tuple[list[Phase], dict[str, str]]:
     """The whole benchmark, and where it ran."""
+    begun = time.monotonic()
     note("publishing")
     published = prepare(directory, options)
     phases: list[Phase] = []
@@ -214,6 +217,9 @@ def measure(directory: Path, options: argparse.Namespace) -> tuple[list[Phase], 
             names = [name for name in CONTENDERS if name != "direct" or number == 0]
             turn = number % len(names)
             for name in [*names[turn:], *names[:turn]]:
+                if time.monotonic() - begun > LAST_START:
+                    note(f"left out for want of time: {name} in round {number + 1}")
+                    continue
                 with tempfile.TemporaryDirectory(dir=directory) as place:
                     phases += run(name, wan, origin, published, Path(place))
     return phases, where
@@ -238,42 +244,43 @@ def run(contender: str, wan: Wan, origin: Service, published: Published, directo
 
 
 def ask(wan: Wan, urls: Sequence[str], published: Published, phase: str, directory: Path) -> list[Asked]:
-    """One phase: the people of all regions, begun at once."""
+    """One phase: the people of all regions, begun at once. Raises BenchmarkError."""
     with ExitStack() as stack:
-        running, results = [], []
+        offices = []
         for place, url, people in zip(wan.places, urls, published.requests[phase], strict=True):
             work, result = (directory / f"{place.region.name}.{kind}" for kind in ("work", "result"))
             work.write_text(json.dumps({"url": url, "bodies": str(published.bodies), "people": people}))
-            command = [sys.executable, "-m", "loadtests.region_clients", str(work), str(result)]
-            process = subprocess.Popen(
-                bound(place.inside(command)),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment(),
-                cwd=Path(__file__).parents[1],
-                start_new_session=True,
-            )
-            stack.callback(process.kill)
-            running.append(process)
-            results.append(result)
-        for process in running:
-            assert process.stdout
-            process.stdout.readline()
-        for process in running:
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.close()
-        for process in running:
+            offices.append((stack.enter_context(office(place, work, result)), result))
+        for process, _ in offices:
+            process.stdout.readline()  # they are ready
+        for process, _ in offices:
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        for process, _ in offices:
             try:
-                if process.wait(PHASE_LIMIT):
-                    raise BenchmarkError("the people of an office ended by themselves; see above")
+                code = process.wait(PHASE_LIMIT)
             except subprocess.TimeoutExpired:
                 raise BenchmarkError(f"{phase} took longer than {PHASE_LIMIT:.0f} s") from None
-            finally:
-                if process.stdout:
-                    process.stdout.close()
-        return [Asked(**sample) for result in results for sample in json.loads(result.read_bytes())]
+            if code:
+                raise BenchmarkError("the people of an office ended by themselves; see above")
+        return [Asked(**sample) for _, result in offices for sample in json.loads(result.read_bytes())]
+
+
+@contextmanager
+def office(place: Place, work: Path, result: Path) -> Iterator[Any]:
+    """The process of a region's people."""
+    with subprocess.Popen(
+        bound(place.inside([sys.executable, "-m", "loadtests.region_clients", str(work), str(result)])),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(),
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def carried(wan: Wan) -> int:
@@ -396,16 +403,16 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench_regions", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="smaller models, fewer people, one round: under 3 minutes")
     parser.add_argument("--people", type=int, choices=range(1, 51), metavar="N", help="of each region (10)")
-    parser.add_argument("--layers", type=int, choices=range(4, 65), metavar="N", help="of a model, 1 MiB each (11)")
+    parser.add_argument("--layers", type=int, choices=range(4, 65), metavar="N", help="of a model, 1 MiB each (9)")
     parser.add_argument("--tasks", type=int, default=2, choices=range(1, 11), metavar="N", help="of each person")
-    parser.add_argument("--warm", type=int, choices=range(1, 101), metavar="N", help="warm hits of each person (4)")
+    parser.add_argument("--warm", type=int, choices=range(1, 101), metavar="N", help="warm hits of each person (2)")
     parser.add_argument("--rounds", type=int, choices=range(1, 11), metavar="N", help="of each but direct (2)")
     parser.add_argument("--congestion", default="bbr", metavar="NAME", help="of the kernel's")
     parser.add_argument("--proxies", action="store_true", help="delay proxies for links, as without root")
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="of the requests and of loss")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every sample")
     options = parser.parse_args(words)
-    usual = (5, 7, 3, 1) if options.quick else (10, 11, 4, 2)
+    usual = (5, 5, 2, 1) if options.quick else (10, 9, 2, 2)
     for name, value in zip(("people", "layers", "warm", "rounds"), usual, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)

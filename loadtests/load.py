@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,7 +34,7 @@ from loadtests.bodies import make_weights
 from loadtests.delays import DelayProxy
 from loadtests.load_report import Run, Sample, page
 from loadtests.regions import Network, Wan
-from loadtests.report import note, processor, version
+from loadtests.report import note, processor
 from loadtests.scenarios import (
     MOST_SECONDS,
     MOST_USERS,
@@ -94,6 +95,7 @@ def our_own(directory: Path, options: argparse.Namespace) -> Iterator[Target]:
         regions.wan(options.regions, seed=options.seed, congestion="bbr", proxies=options.proxies) as wan,
         regions.origin(wan, directory, store) as origin,
         regions.network(wan, origin, directory) as network,
+        ExitStack() as stack,
     ):
         people = [
             {
@@ -106,10 +108,12 @@ def our_own(directory: Path, options: argparse.Namespace) -> Iterator[Target]:
             }
             for place in wan.places
         ]
+        course = Course(wan, network, directory, store, options.seed)
+        stack.callback(course.finish)
         yield Target(
             people,
             paths,
-            Course(wan, network, directory, store, options.seed).act,
+            course.act,
             lambda: {place.region.name: place.carried() for place in wan.places},
             "Bytes over the WAN are what the links have brought to the regions, all heads counted, of their nodes' own "
             "business too.",
@@ -152,6 +156,11 @@ class Course:
     _released: int = 0
     _publishing: list[threading.Thread] = field(default_factory=list)
 
+    def finish(self) -> None:
+        """Wait for what is still being published."""
+        for thread in self._publishing:
+            thread.join()
+
     def act(self, event: Event) -> None:
         """Have it happen."""
         places = {place.region.name: place for place in self.wan.places}
@@ -164,7 +173,7 @@ class Course:
                 with suppress(ProcessLookupError):  # in a run before this one
                     os.kill(self.network.edges[event.region].pid, signal.SIGKILL)
             case "release":  # takes seconds, in which other things happen
-                thread = threading.Thread(target=self._release, daemon=True)
+                thread = threading.Thread(target=self._release)
                 thread.start()
                 self._publishing.append(thread)
 
@@ -173,7 +182,10 @@ class Course:
         self._released += 1
         folder = self.directory / "model-0"
         make_weights(folder / FILE, LAYERS, self.seed, tuned=range(min(self._released, LAYERS)))
-        publish(folder, MODELS[0], self.store, "--router", self.network.router.url, inside=self.wan.inside)
+        try:
+            publish(folder, MODELS[0], self.store, "--router", self.network.router.url, inside=self.wan.inside)
+        except BenchmarkError as error:
+            note(f"the release failed: {error}")
 
 
 # Somebody else's
@@ -306,6 +318,7 @@ def started_locust(work: Path, log: Path) -> Iterator[Process]:
             bound([sys.executable, "-m", "loadtests.load_users", str(work)]),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            bufsize=0,  # so that what was not read yet is seen by select
             stderr=errors,
             env=environment() | {"LOCUST_SKIP_URLLIB3_PATCH": "1"},
             cwd=Path(__file__).parents[1],
@@ -355,15 +368,11 @@ def one_run(process: Process, target: Target, scenario: Scenario, options: argpa
         "asked for": f"{len(target.paths)} tasks by Zipf's law, seed {options.seed}",
         **target.conditions,
         "machine": f"{processor()}, Linux {platform.release()}, {cores:.1f} cores busy{limit}",
-        "load by": f"locust {version('locust', '--version')}" if _on_path("locust") else "locust",
+        "load by": f"locust {metadata.version('locust')}",
     }
     known = [(at, by) for at, by in carried if by]
     names = [region.name for region in options.regions]
     return Run(f"Load test: {scenario.title}", seconds, names, [], happened, known, target.carried_by, conditions)
-
-
-def _on_path(program: str) -> bool:
-    return any(Path(folder, program).is_file() for folder in os.environ.get("PATH", "").split(os.pathsep))
 
 
 def follow(process: Process, timeout: float | None) -> str | None:
