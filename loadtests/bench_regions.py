@@ -41,7 +41,7 @@ from typing import Any
 from rich.table import Table
 
 from loadtests import nginx, regions
-from loadtests.bodies import make_weights
+from loadtests.bodies import FILE, make_model
 from loadtests.percentiles import percentile
 from loadtests.region_clients import Asked
 from loadtests.regions import Place, Wan
@@ -51,9 +51,9 @@ from loadtests.services import BenchmarkError, Service, bound, busy_seconds, env
 from shared.ids import parse_task_id
 from shared.paths import file_path, task_path
 
-MODEL, OTHER, FILE = "bench/regions", "bench/tasks", "model.safetensors"
+MODEL, OTHER = "bench/regions", "bench/tasks"
 SEED = 30
-TASKS = {"embed-3l": 0.25, "embed-6l": 0.5, "embed-9l": 0.75, "embed": 0.0}
+TASKS = {"quarter": 0.25, "half": 0.5, "most": 0.75, "embedding": 0.0}
 """Tasks of a model, most popular first: the embedding, and that part of its layers."""
 PHASES = ("cold start", "partial tasks", "release", "warm hits")
 PAUSE = 1.5
@@ -166,13 +166,8 @@ def prepare(directory: Path, options: argparse.Namespace) -> Published:
 
 
 def _publish(folder: Path, model: str, store: str, layers: int, seed: int, *, tuned: Sequence[int] = ()) -> str:
-    folder.mkdir()
-    make_weights(folder / FILE, layers, seed, tuned=tuned)
-    lines = []
-    for task, part in TASKS.items():
-        names = ["embeddings.*", *(f"encoder.layer.{number}.*" for number in range(round(part * layers)))]
-        lines.append(f"[tasks.{task}]\ntensors = {json.dumps(names)}\n")
-    (folder / "nearshard.toml").write_text("".join(lines))
+    tasks = {task: round(part * layers) for task, part in TASKS.items()}
+    make_model(folder, tasks, layers=layers, seed=seed, tuned=tuned)
     return publish(folder, model, store)
 
 

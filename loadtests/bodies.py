@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ SHARD = 8 << 20
 """Bytes of each tensor, which is a shard."""
 
 
+FILE = "model.safetensors"
 WEIGHTS = 1 << 19
 """Numbers in a tensor of ``make_weights``."""
 
@@ -55,6 +57,18 @@ def make_weights(path: Path, layers: int, seed: int, *, tuned: Collection[int] =
             if number in tuned:
                 weights += tuning.standard_normal(WEIGHTS, dtype=np.float32) * np.float32(0.02e-3)
             file.write((weights.view(np.uint32) >> 16).astype("<u2").tobytes())
+
+
+def make_model(folder: Path, tasks: Mapping[str, int], *, layers: int, seed: int, tuned: Collection[int] = ()) -> None:
+    """A model's directory with ``FILE``, as ``make_weights`` makes it, and tasks: each the embedding and the first so
+    many layers."""
+    folder.mkdir()
+    make_weights(folder / FILE, layers, seed, tuned=tuned)
+    lines = []
+    for task, first in tasks.items():
+        names = ["embeddings.*", *(f"encoder.layer.{number}.*" for number in range(first))]
+        lines.append(f"[tasks.{task}]\ntensors = {json.dumps(names)}\n")
+    (folder / "nearshard.toml").write_text("".join(lines))
 
 
 def sha256(path: Path) -> str:

@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loadtests import regions
-from loadtests.bodies import make_weights
+from loadtests.bodies import FILE, make_model, make_weights
 from loadtests.delays import DelayProxy
 from loadtests.load_report import Run, Sample, page
 from loadtests.regions import Network, Wan
@@ -53,11 +53,11 @@ from loadtests.services import BenchmarkError, Process, bound, busy_seconds, env
 from shared.ids import parse_task_id
 from shared.paths import task_path
 
-FILE, LAYERS = "model.safetensors", 5
+LAYERS = 5
 MODELS = ("load/chat", "load/search")
 """The first one gets a new version where the scenario has a release."""
-TASKS = {"all": 1.0, "embed-2l": 0.4, "embed": 0.0}
-"""Of each model: the part of its layers that go with the embedding."""
+TASKS = {"embed-2l": 2, "embed": 0}
+"""Of each model, beside all of it: how many layers go with the embedding."""
 MOST_PATHS = 100
 """Tasks that are asked for of a network that is there."""
 EVERY = 2.0
@@ -89,8 +89,10 @@ def our_own(directory: Path, options: argparse.Namespace) -> Iterator[Target]:
     """A hub and regions on this machine, with two models."""
     store = str(directory / "store")
     for number, model in enumerate(MODELS):
-        _publish(directory / f"model-{number}", model, store, options.seed + number)
-    paths = [task_path(parse_task_id(f"{model}:{task}")) for task in TASKS for model in MODELS]
+        folder = directory / f"model-{number}"
+        make_model(folder, TASKS, layers=LAYERS, seed=options.seed + number)
+        publish(folder, model, store)
+    paths = [task_path(parse_task_id(f"{model}:{task}")) for task in ("all", *TASKS) for model in MODELS]
     with (
         regions.wan(options.regions, seed=options.seed, congestion="bbr", proxies=options.proxies) as wan,
         regions.origin(wan, directory, store) as origin,
@@ -102,6 +104,7 @@ def our_own(directory: Path, options: argparse.Namespace) -> Iterator[Target]:
                 "region": place.region.name,
                 "weight": place.region.weight,
                 "netns": place.netns,
+                "beyond": bool(place.netns),
                 "sources": [network.edges[place.region.name].url, network.router.url],
                 "headers": {"Nearshard-Region": place.region.name},
                 "ways": _ways(place, wan, network),
@@ -130,18 +133,6 @@ def _ways(place: regions.Place, wan: Wan, network: Network) -> dict[str, str]:
 
 def _terms(region: Region) -> str:
     return f"{region.name} {region.rtt_ms:g} ms, {region.mbit:g} Mbit/s, loss {region.loss:.1%}"
-
-
-def _publish(folder: Path, model: str, store: str, seed: int) -> None:
-    folder.mkdir()
-    make_weights(folder / FILE, LAYERS, seed)
-    lines = []
-    for task, part in TASKS.items():
-        names = ["embeddings.*", *(f"encoder.layer.{number}.*" for number in range(round(part * LAYERS)))]
-        if task != "all":
-            lines.append(f"[tasks.{task}]\ntensors = {json.dumps(names)}\n")
-    (folder / "nearshard.toml").write_text("".join(lines))
-    publish(folder, model, store)
 
 
 @dataclass
@@ -211,6 +202,7 @@ def at_url(options: argparse.Namespace) -> Iterator[Target]:
                     "region": region.name,
                     "weight": region.weight,
                     "netns": "",
+                    "beyond": options.beyond_loopback,
                     "sources": [options.url],
                     "headers": {"Nearshard-Region": region.name} if options.emulated else {},
                     "ways": ways,
@@ -223,7 +215,7 @@ def at_url(options: argparse.Namespace) -> Iterator[Target]:
             people,
             paths,
             lambda _event: None,
-            lambda: upstream_bytes(nodes),
+            Upstream(nodes).bytes,
             "Bytes over the WAN are what the nodes say that they took from above (/status): from parents and origins."
             if nodes
             else "What crossed the WAN is not known: no edge node here says what it took from above.",
@@ -253,20 +245,25 @@ def nodes_of(url: str) -> list[str]:
     return []
 
 
-def upstream_bytes(nodes: Sequence[str]) -> dict[str, int]:
-    """What these nodes took from above so far, by their regions; of those that answer."""
-    found: dict[str, int] = {}
-    for url in nodes:
-        with suppress(BadOption):
-            status = _document(f"{url}/status")
-            region = str(status.get("region", "all"))
-            found[region] = found.get(region, 0) + int(status["upstream_bytes"])
-    return found
+class Upstream:
+    """What these nodes took from above."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self._nodes = nodes
+        self._last: dict[str, tuple[str, int]] = {}
+
+    def bytes(self) -> dict[str, int]:
+        """So far, by their regions; of a node that does not answer, what it said last."""
+        for url in self._nodes:
+            with suppress(BadOption):
+                status = _document(f"{url}/status", timeout=1.0)
+                self._last[url] = (str(status.get("region", "all")), int(status["upstream_bytes"]))
+        return {name: sum(size for of, size in self._last.values() if of == name) for name, _ in self._last.values()}
 
 
-def _document(url: str) -> dict[str, Any]:
+def _document(url: str, timeout: float = 10.0) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
             document = json.loads(answer.read(1 << 24))
     except (OSError, ValueError) as error:
         raise BadOption(f"{url} does not answer as a service of nearshard does: {error}") from None
@@ -337,30 +334,10 @@ def one_run(process: Process, target: Target, scenario: Scenario, options: argpa
     """From locust's start to its end: what happened, and what the links carried."""
     begun, busy = time.monotonic(), busy_seconds()
     events = usable_events(scenario.events, options.regions) if not options.url else []
-    coming = sorted(events, key=lambda event: event.at)
-    happened: list[tuple[float, str]] = []
-    carried = [(0.0, target.carried())]
     note(f"load for {options.seconds:g} s: {scenario.title}")
-    while True:
-        now = time.monotonic() - begun
-        while coming and coming[0].at * options.seconds <= now:
-            event = coming.pop(0)
-            target.act(event)
-            happened.append((now, event.text))
-            note(f"{now:.0f} s: {event.text}")
-        if now > options.seconds + GRACE:
-            raise BenchmarkError("locust did not end in time")
-        following = coming[0].at * options.seconds - now if coming else EVERY
-        word = follow(process, min(EVERY, max(0.0, following)))
-        if word is not None:
-            break
-        if time.monotonic() - begun - carried[-1][0] >= EVERY:
-            carried.append((time.monotonic() - begun, target.carried()))
-    carried.append((time.monotonic() - begun, target.carried()))
+    happened, carried = until_stopped(process, target, events, options.seconds)
     seconds = time.monotonic() - begun
     cores = (busy_seconds() - busy) / seconds
-    if word != "stopped":
-        raise BenchmarkError("locust ended by itself")
     limit = ", so the machine may have been the limit" if cores > 0.9 * (os.cpu_count() or 1) else ""
     conditions = {
         "scenario": scenario.title,
@@ -370,9 +347,39 @@ def one_run(process: Process, target: Target, scenario: Scenario, options: argpa
         "machine": f"{processor()}, Linux {platform.release()}, {cores:.1f} cores busy{limit}",
         "load by": f"locust {metadata.version('locust')}",
     }
-    known = [(at, by) for at, by in carried if by]
     names = [region.name for region in options.regions]
-    return Run(f"Load test: {scenario.title}", seconds, names, [], happened, known, target.carried_by, conditions)
+    return Run(f"Load test: {scenario.title}", seconds, names, [], happened, carried, target.carried_by, conditions)
+
+
+def until_stopped(
+    process: Process, target: Target, events: Sequence[Event], seconds: float
+) -> tuple[list[tuple[float, str]], list[tuple[float, Mapping[str, int]]]]:
+    """Have the events happen in their time, until locust says that the run is over.
+
+    What happened when, and what the links had carried when (nothing where that is not known). Raises BenchmarkError.
+    """
+    begun = time.monotonic()
+    coming = sorted(events, key=lambda event: event.at)
+    happened: list[tuple[float, str]] = []
+    carried = [(0.0, target.carried())]
+    word = None
+    while word is None:
+        now = time.monotonic() - begun
+        if now > seconds + GRACE:
+            raise BenchmarkError("locust did not end in time")
+        while coming and coming[0].at * seconds <= now:
+            event = coming.pop(0)
+            target.act(event)
+            happened.append((now, event.text))
+            note(f"{now:.0f} s: {event.text}")
+        following = coming[0].at * seconds - now if coming else EVERY
+        word = follow(process, min(EVERY, max(0.0, following)))
+        now = time.monotonic() - begun
+        if word is not None or now - carried[-1][0] >= EVERY:
+            carried.append((now, target.carried()))
+    if word != "stopped":
+        raise BenchmarkError("locust ended by itself")
+    return happened, [(at, by) for at, by in carried if by]
 
 
 def follow(process: Process, timeout: float | None) -> str | None:

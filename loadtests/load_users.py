@@ -33,7 +33,7 @@ from urllib.parse import urljoin, urlsplit
 from locust.env import Environment
 
 from loadtests.load_report import Sample, outcome_of
-from loadtests.scenarios import Popularity, Scenario
+from loadtests.scenarios import LOOPBACK, Popularity, Scenario
 
 CONNECT, PATIENCE = 5.0, 20.0
 """Seconds to connect; seconds in which some byte must come."""
@@ -89,6 +89,8 @@ class Person(User):
     abstract = True
     region: ClassVar[str]
     netns: ClassVar[str]
+    beyond: ClassVar[bool]
+    """Whether it may be sent on to another machine, or another namespace."""
     sources: ClassVar[Sequence[str]]
     """Base URLs, tried in turn."""
     ways: ClassVar[Mapping[str, str]]
@@ -183,6 +185,8 @@ class Person(User):
         parts = urlsplit(f"//{self.ways.get(netloc, netloc)}")
         if not parts.hostname or scheme not in ("http", "https"):
             raise Failed("sent on to what is no http address")
+        if parts.hostname not in LOOPBACK and not self.beyond:
+            raise Failed("sent on to another machine: that needs --beyond-loopback")
         if scheme == "https":
             return HTTPSConnection(parts.hostname, parts.port, timeout=CONNECT)
         return Way(parts.hostname, parts.port or 80, self.netns) if self.netns else _plain(parts.hostname, parts.port)

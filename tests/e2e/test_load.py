@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from loadtests.delays import DelayProxy
 from loadtests.load_report import HERE
 from shared.outcome import Outcome
+from tests.harness import Lab, make_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +53,27 @@ def test_a_load_is_run_and_its_report_adds_up(tmp_path: Path) -> None:
     assert 0 < float(crossed[1].replace(",", "")) < 1.3 * sum(fetched.values()) / 1e6
     assert text.count("<li>after ") == 4
     assert "the link of mobile is cut" in text
+
+
+@pytest.mark.timeout(60)
+def test_a_network_that_is_there_is_loaded_by_its_url(lab: Lab, tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    lab.publish(tmp_path / "model")
+    edge = lab.edge(lab.origin())
+    report, samples = tmp_path / "load.html", tmp_path / "load.jsonl"
+    run = partial(subprocess.run, capture_output=True, text=True, cwd=ROOT, timeout=50)
+    command = [sys.executable, "-m", "loadtests.load", "--seconds", "2", "--concurrency", "2", "--pause", "0.1"]
+    done = run([*command, "--url", edge.url, "--region", "far:50:80", "--report", str(report), "--json", str(samples)])
+    assert done.returncode == 0, done.stderr
+    asked = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert asked
+    assert not any(one["error"] for one in asked)
+    assert min(one["seconds"] for one in asked) > 0.045  # a round trip at least, whatever is held
+    assert f"{edge.status()['upstream_bytes'] / 1e6:,.1f} MB crossed the WAN" in report.read_text()
+    edge.kill()
+    done = run([*command, "--url", edge.url])
+    assert done.returncode == 2
+    assert "does not answer" in done.stderr
 
 
 @pytest.mark.timeout(30)
