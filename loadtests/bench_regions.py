@@ -396,7 +396,7 @@ def surroundings(wan: Wan, origin: Service, published: Published, options: argpa
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench_regions", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="smaller models, fewer people, one round: under 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="less of everything, so less to gain: under 3 minutes")
     parser.add_argument("--people", type=int, choices=range(1, 51), metavar="N", help="of each region (10)")
     parser.add_argument("--layers", type=int, choices=range(4, 65), metavar="N", help="of a model, 1 MiB each (9)")
     parser.add_argument("--tasks", type=int, default=2, choices=range(1, 11), metavar="N", help="of each person")
@@ -407,7 +407,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=SEED, metavar="N", help="of the requests and of loss")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every sample")
     options = parser.parse_args(words)
-    usual = (5, 5, 2, 1) if options.quick else (10, 9, 2, 2)
+    usual = (4, 4, 2, 1) if options.quick else (10, 9, 2, 2)
     for name, value in zip(("people", "layers", "warm", "rounds"), usual, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
