@@ -244,6 +244,15 @@ def people(work: Mapping[str, Any], log: Log) -> list[type[User]]:
     return [type(region["region"], (Person,), {**region, **common, "abstract": False}) for region in work["regions"]]
 
 
+def await_listening(port: int) -> None:
+    """Wait until locust's page can be asked for; whoever finds the port taken ends by itself."""
+    while True:
+        with suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), CONNECT).close()
+            return
+        time.sleep(0.05)
+
+
 def main() -> None:
     """See above."""
     work = json.loads(Path(sys.argv[1]).read_bytes())
@@ -272,6 +281,7 @@ def main() -> None:
         runner = environment.create_local_runner()
         if work["web"]:
             environment.create_web_ui("127.0.0.1", work["web"])
+            await_listening(work["web"])
             print("web", flush=True)
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
