@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 TRAIN := .venv-train
 
 .PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
-	bench-publish bench-clients bench-delta simulate clean lock
+	bench-publish bench-clients bench-delta bench-regions load simulate clean lock
 
 setup: $(STAMP)
 
@@ -16,6 +16,11 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+# People of three regions for two minutes; the report is load.html. ARGS="--url http://127.0.0.1:8700", ARGS=--web, ...
+load: setup
+	scripts/need iproute2
+	$(BIN)/python -m loadtests.load $(ARGS)
 
 demo: setup
 	$(BIN)/python -m loadtests.demo
@@ -58,6 +63,11 @@ bench-cold: setup
 bench-clients: setup
 	scripts/need iproute2 aria2 curl
 	$(BIN)/python -m loadtests.bench_clients
+
+# Some 9 minutes; ARGS=--quick is under 3. Without root over proxies that delay, and it says so.
+bench-regions: setup
+	scripts/need iproute2 nginx
+	$(BIN)/python -m loadtests.bench_regions $(ARGS)
 
 bench-node: setup
 	$(BIN)/python -m loadtests.bench_node

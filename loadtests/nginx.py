@@ -1,5 +1,5 @@
-"""nginx, one worker. As a caching proxy, in several settings at once: a server block each, over one cache. And as a
-router: a server block for each set of nodes, that answers 307.
+"""nginx, one worker. As a caching proxy, in several settings at once: a server block each, over one cache. As a router:
+a server block for each set of nodes, that answers 307. And as the caching proxy of a region, far from its origin.
 
 ``open_file_cache`` is on throughout: small bodies are up to 40 % faster with it, none are slower. Left out, because
 none was better than the best of these: ``aio threads``, ``sendfile_max_chunk``, other sizes of ``output_buffers``,
@@ -9,7 +9,7 @@ and ``tcp_nodelay off``, with which answers stall for 40 ms. A router's answers 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -40,6 +40,25 @@ http {{
 {servers}}}
 """
 _SERVER = "    server {{ listen 127.0.0.1:{port}; {settings} location / {{ proxy_pass {origin}; }} }}\n"
+
+_REGION_CONFIG = """\
+daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/nginx.log warn; {user}
+events {{ worker_connections 512; }}
+http {{
+    access_log off; server_tokens off; default_type application/octet-stream;
+    keepalive_requests 1000000000; keepalive_timeout 60s; open_file_cache max=1000 inactive=1h; {sending}
+    client_body_temp_path {directory}/body; fastcgi_temp_path {directory}/fastcgi;
+    scgi_temp_path {directory}/scgi; uwsgi_temp_path {directory}/uwsgi; proxy_temp_path {directory}/proxy;
+    proxy_cache_path {directory}/cache keys_zone=region:4m max_size=10g inactive=1h use_temp_path=off;
+    proxy_cache region; proxy_cache_valid 200 206 1h;
+    proxy_cache_lock on; proxy_cache_lock_timeout 1h; proxy_cache_lock_age 1h;
+    proxy_http_version 1.1; proxy_set_header Connection ""; proxy_read_timeout 10m;
+    add_header X-Cache-Status $upstream_cache_status;
+    upstream origin {{ server {origin}; keepalive 16; }}
+    server {{ listen {address}:{port}; location / {{ proxy_pass http://origin; {slices} }} }}
+}}
+"""
+_SLICES = "slice {size}; proxy_cache_key $uri$slice_range; proxy_set_header Range $slice_range;"
 
 _ROUTER_CONFIG = """\
 daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/nginx.log warn; {user}
@@ -78,6 +97,40 @@ def redirecting(directory: Path, nodes: Sequence[Sequence[str]], core: int) -> I
     text = _ROUTER_CONFIG.format(directory=directory, user=_user(), servers=servers)
     with _started(directory, text, ports, core) as services:
         yield services
+
+
+@contextmanager
+def caching(
+    directory: Path,
+    origin: str,
+    address: str,
+    inside: Callable[[Sequence[str]], Sequence[str]],
+    *,
+    slices: str,
+    send: str,
+) -> Iterator[Service]:
+    """nginx as a region's proxy at ``address``, one fetch at a time of each thing: those who ask meanwhile wait for it.
+
+    ``slices``: fetch and keep bodies in slices of that size, as ``2m``; empty: whole. ``send``: one of ``VARIANTS``.
+    ``inside``: as for ``loadtests.services.service``.
+    """
+    port = free_port()
+    text = _REGION_CONFIG.format(
+        directory=directory,
+        user=_user(),
+        origin=origin.removeprefix("http://"),
+        address=address,
+        port=port,
+        sending=VARIANTS[send],
+        slices=_SLICES.format(size=slices) if slices else "",
+    )
+    file, log = directory / "nginx.conf", directory / "nginx.log"
+    file.write_text(text)
+    command = inside(["nginx", "-p", str(directory), "-e", str(log), "-c", str(file)])
+    with running(command, log) as process:
+        # It writes that once it listens; in a namespace we could not connect to it.
+        wait_until((directory / "nginx.pid").exists, process, "nginx", log)
+        yield Service(f"http://{address}:{port}", process.pid)
 
 
 @contextmanager

@@ -68,8 +68,9 @@ def service(
     *flags: str,
     core: int | None = None,
     inside: Callable[[Sequence[str]], Sequence[str]] = list,
+    port: int = 0,
 ) -> Iterator[Service]:
-    """``python -m MODULE`` on a free port, ready to serve. Its log and ready file are in ``directory``.
+    """``python -m MODULE`` on ``port`` (0: any free one), ready to serve. Its log and ready file are in ``directory``.
 
     ``inside`` makes the command one that runs somewhere else (``loadtests.wan``), in the same process. Edges and
     routers trust the network whose store was published to in ``directory`` or above it.
@@ -77,7 +78,9 @@ def service(
     if module in ("edge_node", "router"):
         flags = (*flags, "--trust-root", str(trust_root(directory)))
     ready = directory / f"{module}.ready"
-    command = [sys.executable, "-m", module, "--port", "0", "--ready-file", str(ready), "--log-level", "warning"]
+    ready.unlink(missing_ok=True)  # of one before it
+    command = [sys.executable, "-m", module, "--port", str(port), "--ready-file", str(ready)]
+    command += ["--log-level", "warning"]
     with running(inside([*command, *flags]), directory / f"{module}.log", core=core) as process:
         wait_until(ready.exists, process, module, directory / f"{module}.log")
         yield Service(json.loads(ready.read_bytes())["url"], process.pid)
@@ -101,11 +104,17 @@ def running(command: Sequence[str], log: Path, *, core: int | None = None) -> It
         _stop(process)
 
 
-def publish(model: Path, name: str, store: str) -> None:
-    """Publish a model directory, in a store that gets its keys with the first one. Raises BenchmarkError."""
+def publish(
+    model: Path, name: str, store: str, *flags: str, inside: Callable[[Sequence[str]], Sequence[str]] = list
+) -> str:
+    """Publish a model directory, in a store that gets its keys with the first one; the revision.
+
+    ``inside`` as for ``service``. Raises BenchmarkError.
+    """
     if not (Path(store) / "trust").is_dir():
         _python("origin.trust_command", "init", "--store", store)
-    _python("origin.publish_command", str(model), name, "--store", store)
+    words = [str(model), name, "--store", store, "--json", *flags]
+    return str(json.loads(_python("origin.publish_command", *words, inside=inside))["revision"])
 
 
 def trust_root(directory: Path) -> Path:
@@ -116,11 +125,12 @@ def trust_root(directory: Path) -> Path:
     raise BenchmarkError("nothing was published yet, so there is no root of trust")
 
 
-def _python(module: str, *words: str) -> None:
-    command = [sys.executable, "-m", module, *words]
-    done = subprocess.run(bound(command), capture_output=True, text=True, env=environment(), timeout=120)
+def _python(module: str, *words: str, inside: Callable[[Sequence[str]], Sequence[str]] = list) -> str:
+    command = bound(inside([sys.executable, "-m", module, *words]))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
     if done.returncode:
         raise BenchmarkError(f"{module} failed: {done.stderr}")
+    return done.stdout
 
 
 def bound(command: Sequence[str], core: int | None = None) -> list[str]:

@@ -1,6 +1,7 @@
 """A WAN on one machine: two network namespaces, ``site`` and ``hub``, and a link of a given delay, rate and loss.
 
-Each namespace has one TUN device; a forwarder, a process of its own (``python -m loadtests.wan``), carries IP packets
+Several sites around one hub are several links that share a ``Hub``: sites reach each other through it, over both links.
+Each end of a link is a TUN device; a forwarder, a process of its own (``python -m loadtests.wan``), carries IP packets
 from each to the other. A direction is, in the order in which a packet passes them:
 
 * a bounded queue, ``QUEUE`` times the link's bandwidth-delay product, that drops what it has no room for;
@@ -63,7 +64,9 @@ DEVICE_QUEUE = 4096
 """Packets that wait in a device for the forwarder."""
 
 DEVICE = "wan"
-ADDRESSES = {"site": "10.77.0.1", "hub": "10.77.0.2"}
+"""The site's end of a link; the hub's have a number after it."""
+HUB_ADDRESS, NETWORK = "10.77.0.2", "10.77.0.0/16"
+SIDES = ("site", "hub")
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _numbers = count(1)
 
@@ -82,33 +85,77 @@ class Traffic:
     packets_arrived: int
 
 
+class Hub:
+    """The namespace in the middle of several links, from ``with`` until its end, which comes after theirs.
+
+    Raises Unavailable.
+    """
+
+    def __init__(self) -> None:
+        self.netns = f"nearshard-{os.getpid()}-{next(_numbers)}-hub"
+        self._sites = count()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Hub:
+        _need_root()
+        with ExitStack() as stack:
+            stack.enter_context(_namespace(self.netns))
+            _sysctl(self.netns, "ipv4/ip_forward", "1")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def inside(self, command: Sequence[str]) -> list[str]:
+        """The command, run in it."""
+        return _inside(self.netns, *command)
+
+    def next_site(self) -> int:
+        """A number for one more site."""
+        return next(self._sites)
+
+
 class Link:
     """Two namespaces with a link between them, from ``with`` until its end.
 
     ``rtt_ms``: round trip in milliseconds. ``mbit``: 10^6 bits a second, each way. ``loss``: fraction of the packets,
-    each way. ``congestion``: the kernel's congestion control on both sides. Raises Unavailable.
+    each way. ``congestion``: the kernel's congestion control on both sides. ``hub``: the one that it leads to, by
+    default one of its own. Raises Unavailable.
     """
 
     def __init__(
-        self, *, rtt_ms: float, mbit: float, loss: float = 0.0, seed: int = 1, congestion: str = "bbr"
+        self,
+        *,
+        rtt_ms: float,
+        mbit: float,
+        loss: float = 0.0,
+        seed: int = 1,
+        congestion: str = "bbr",
+        hub: Hub | None = None,
     ) -> None:
         self.rtt_ms, self.mbit, self.loss, self.seed, self.congestion = rtt_ms, mbit, loss, seed, congestion
-        self.site_address, self.hub_address = ADDRESSES["site"], ADDRESSES["hub"]
+        self._hub = hub
+        number = hub.next_site() if hub else 0
+        self.site_address, self.hub_address = f"10.77.{number}.1", HUB_ADDRESS
+        self._devices = {"site": DEVICE, "hub": f"{DEVICE}{number}"}
         self.bdp = round(mbit * 1e6 / 8 * rtt_ms / 1e3)
         """Bandwidth-delay product in bytes."""
         self.queue = max(QUEUE_LEAST, round(QUEUE * self.bdp))
         """Bytes that wait at most for the link, each way."""
-        self._name = f"nearshard-{os.getpid()}-{next(_numbers)}"
+        self.netns = f"nearshard-{os.getpid()}-{next(_numbers)}-site"
+        """The site's namespace."""
         self._stack = ExitStack()
 
     def __enter__(self) -> Link:
-        if os.geteuid() != 0:
-            raise Unavailable("a WAN of network namespaces needs root")
+        _need_root()
         with ExitStack() as stack, ExitStack() as devices:
-            for side in ADDRESSES:
-                stack.enter_context(_namespace(self._netns(side)))
-            ends = [devices.enter_context(_device(self._netns(side))) for side in ADDRESSES]
-            for side in ADDRESSES:
+            self._hub = self._hub or stack.enter_context(Hub())
+            stack.enter_context(_namespace(self.netns))
+            ends = [devices.enter_context(_device(self._netns(side), self._devices[side])) for side in SIDES]
+            for side in SIDES:
                 self._configure(side)
             stack.enter_context(self._forwarder(*ends))
             self._stack = stack.pop_all()
@@ -135,22 +182,43 @@ class Link:
         """From site to hub."""
         return self._traffic("site", "hub")
 
+    def cut(self) -> None:
+        """Let nothing through, until ``mend``."""
+        self._set("down")
+
+    def mend(self) -> None:
+        """Let all through again."""
+        self._set("up")
+
+    def _set(self, state: str) -> None:
+        # The hub's end: the site keeps its route, so that its packets are lost, as on a link which is cut further away.
+        _ip("-n", self._netns("hub"), "link", "set", "dev", self._devices["hub"], state)
+
     def _netns(self, side: str) -> str:
-        return f"{self._name}-{side}"
+        if side == "site":
+            return self.netns
+        assert self._hub is not None, "the link is not open"
+        return self._hub.netns
 
     def _traffic(self, source: str, target: str) -> Traffic:
-        sent, arrived = _counters(self._netns(source))["tx"], _counters(self._netns(target))["rx"]
+        sent, arrived = (
+            _counters(self._netns(side), self._devices[side])[way] for side, way in ((source, "tx"), (target, "rx"))
+        )
         return Traffic(sent["bytes"], arrived["bytes"], sent["packets"], arrived["packets"])
 
     def _configure(self, side: str) -> None:
         """Addresses, and the TCP of one side."""
-        netns = self._netns(side)
-        peer = ADDRESSES["hub" if side == "site" else "site"]
+        netns, device = self._netns(side), self._devices[side]
+        own, peer = self.site_address, self.hub_address
+        if side == "hub":
+            own, peer = peer, own
         with suppress(Unavailable):  # a kernel without IPv6; with it, neighbour discovery would be counted as traffic
             _sysctl(netns, "ipv6/conf/all/disable_ipv6", "1")
-        _ip("-n", netns, "address", "add", ADDRESSES[side], "peer", peer, "dev", DEVICE)
-        for device in ("lo", DEVICE):
-            _ip("-n", netns, "link", "set", "dev", device, "up")
+        _ip("-n", netns, "address", "add", own, "peer", peer, "dev", device)
+        for name in ("lo", device):
+            _ip("-n", netns, "link", "set", "dev", name, "up")
+        if side == "site":
+            _ip("-n", netns, "route", "add", NETWORK, "via", peer, "dev", device)
         _sysctl(netns, "ipv4/tcp_congestion_control", self.congestion)
         _sysctl(netns, "ipv4/tcp_no_metrics_save", "1")  # a new connection knows nothing of the one before
         for name in ("ipv4/tcp_rmem", "ipv4/tcp_wmem"):
@@ -191,6 +259,11 @@ class Link:
 # One side
 
 
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise Unavailable("a WAN of network namespaces needs root")
+
+
 def _inside(netns: str, *command: str) -> list[str]:
     return ["ip", "netns", "exec", netns, *command]
 
@@ -225,8 +298,8 @@ def _namespace(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _device(netns: str) -> Iterator[int]:
-    """A TUN device in a namespace: its file. The device is gone when nobody has that open."""
+def _device(netns: str, as_name: str) -> Iterator[int]:
+    """A TUN device in a namespace, under a name: its file. The device is gone when nobody has that open."""
     try:
         file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -234,8 +307,8 @@ def _device(netns: str) -> Iterator[int]:
     try:
         asked = struct.pack("16sH22x", b"nearshard%d", _IFF_TUN | _IFF_NO_PI)  # the kernel finds a free number
         name = fcntl.ioctl(file, _TUNSETIFF, asked)[:16].rstrip(b"\0").decode()
-        _ip("link", "set", "dev", name, "netns", netns, "name", DEVICE)
-        _ip("-n", netns, "link", "set", "dev", DEVICE, "mtu", str(MTU), "txqueuelen", str(DEVICE_QUEUE))
+        _ip("link", "set", "dev", name, "netns", netns, "name", as_name)
+        _ip("-n", netns, "link", "set", "dev", as_name, "mtu", str(MTU), "txqueuelen", str(DEVICE_QUEUE))
         yield file
     finally:
         os.close(file)
@@ -247,8 +320,8 @@ def _sysctl(netns: str, name: str, value: str = "") -> str:
     return _run(*_inside(netns, "tee", path), stdin=value) if value else _run(*_inside(netns, "cat", path))
 
 
-def _counters(netns: str) -> dict[str, dict[str, int]]:
-    shown = json.loads(_ip("-n", netns, "-json", "-statistics", "link", "show", "dev", DEVICE))
+def _counters(netns: str, device: str) -> dict[str, dict[str, int]]:
+    shown = json.loads(_ip("-n", netns, "-json", "-statistics", "link", "show", "dev", device))
     counters: dict[str, dict[str, int]] = shown[0]["stats64"]
     return counters
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from loadtests.services import BenchmarkError
-from loadtests.wan import Link, Unavailable
+from loadtests.wan import Hub, Link, Unavailable
 
 HERE = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(60)
@@ -140,6 +140,24 @@ def test_two_links_do_not_meet_and_nothing_is_left() -> None:
         raise ZeroDivisionError
     assert left_running.wait(5) == -signal.SIGKILL
     assert namespaces() == before
+
+
+@root
+def test_sites_of_a_hub_reach_each_other_over_both_links_and_one_can_be_cut() -> None:
+    with Hub() as hub, linked(rtt_ms=30, mbit=50, hub=hub) as one, linked(rtt_ms=50, mbit=50, hub=hub) as two:
+        size = 100_000
+        serve = two.site(python(SERVE, two.site_address, size))
+        measured = json.loads(meet(serve, one.site(python(FETCH, two.site_address, size)))[1])
+        assert measured["got"] == size
+        assert measured["connected"] > 0.078
+        assert min(one.down().arrived, two.up().arrived) > size
+        two.cut()
+        asked = python(FETCH, two.hub_address, size)
+        with pytest.raises(subprocess.CalledProcessError):
+            subprocess.run(two.site(["timeout", "0.3", *asked]), stderr=subprocess.DEVNULL, check=True, timeout=8)
+        two.mend()
+        _, said = meet(hub.inside(python(SERVE, two.hub_address, size)), two.site(asked))
+        assert json.loads(said)["got"] == size
 
 
 @root
