@@ -53,6 +53,7 @@ PURE = [
     "shared.trust_chain",
     "shared.nonces",
     "shared.publishing",
+    "shared.federated",
     "origin.signing",
     "origin.rollout",
     "shared.rollout",
