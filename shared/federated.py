@@ -25,7 +25,6 @@ an earlier round is taken into the one that is open, with its weight times ``lat
 from __future__ import annotations
 
 import fnmatch
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -362,9 +361,12 @@ def _open_round(found: Mapping[str, Any]) -> OpenRound:
         _words(found["tensors"]),
         deadline,
         _words(found["codecs"]),
-        *(_natural(found[name]) for name in ("min_sites", "sites", "counted", "max_bytes")),
-        late=float(late),
-        rule=str(found["rule"]),
+        _natural(found["min_sites"]),
+        _natural(found["sites"]),
+        _natural(found["counted"]),
+        _natural(found["max_bytes"]),
+        float(late),
+        str(found["rule"]),
     )
 
 
@@ -439,7 +441,7 @@ def taken(tensors: Sequence[Tensor], globs: Sequence[str]) -> dict[str, tuple[in
     return {
         tensor.name: tensor.shape
         for tensor in tensors
-        if tensor.dtype in FLOATS and math.prod(tensor.shape) and _matches(tensor.name, globs or ("*",))
+        if tensor.dtype in FLOATS and 0 not in tensor.shape and _matches(tensor.name, globs or ("*",))
     }
 
 
