@@ -94,6 +94,7 @@ CODES: Mapping[str, Meaning] = {
     "gate_failed": Meaning(500, 1, "The round's gate gave no value."),
     "round_open": Meaning(409, EXIT_USAGE, "The model has a round that has not ended."),
     "round_state": Meaning(409, EXIT_USAGE, "The round is not in a state for this."),
+    "too_few_sites": Meaning(409, EXIT_USAGE, "There are fewer updates than the rule of the round needs."),
     "precondition_failed": Meaning(412, EXIT_USAGE, "If-Match names another version."),
     "too_large": Meaning(413, EXIT_USAGE, "The body is larger than is allowed here."),
     "unsupported_type": Meaning(415, EXIT_USAGE, "The body's type or encoding is not accepted here."),
@@ -370,6 +371,12 @@ class ConfigError(LocalError):
     """A setting that cannot be used; the message names the file and the key."""
 
     code = "bad_config"
+
+
+class MissingPackage(LocalError):
+    """A package that is needed for what was asked, and is not installed."""
+
+    code = "missing_package"
 
 
 class DiskError(LocalError):
