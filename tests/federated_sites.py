@@ -19,7 +19,8 @@ import numpy as np
 
 from origin.config import OriginSettings
 from origin.federated.closing import Closing
-from origin.federated.records import Records, Round, Seal
+from origin.federated.documents import Round
+from origin.federated.records import Records, Seal
 from origin.federated.rounds import Opening, open_round
 from origin.keyring import load_ring
 from origin.storage import Storage

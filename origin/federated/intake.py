@@ -36,7 +36,8 @@ from origin.federated.admission import (
     judge,
     reference_norm,
 )
-from origin.federated.records import Entry, Records, Rejection, Round, update_path
+from origin.federated.documents import Entry, Rejection, Round
+from origin.federated.records import Records, update_path
 from origin.federated.transitions import State
 from shared.clock import Clock
 from shared.digest import hex_of

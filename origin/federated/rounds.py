@@ -14,8 +14,12 @@ from structlog.typing import FilteringBoundLogger
 
 from origin.federated.candidate import adapter_of
 from origin.federated.closing import Closing
+from origin.federated.documents import Gate, Noise, Round
 from origin.federated.intake import Intake
-from origin.federated.records import Gate, Noise, Records, Round
+from origin.federated.privacy import Noise as Protection
+from origin.federated.privacy import check_installed
+from origin.federated.records import Records
+from origin.federated.rules import TooFewSites, parse_rule
 from origin.federated.sites import enrol
 from origin.federated.transitions import State
 from origin.trust_store import TrustStore
@@ -55,10 +59,6 @@ class Opening:
 
     def check(self) -> None:
         """Raises ConfigError for what contradicts itself."""
-        from origin.federated.privacy import Noise as Protection
-        from origin.federated.privacy import check_installed
-        from origin.federated.rules import TooFewSites, parse_rule
-
         rule = parse_rule(self.rule)
         try:
             rule.f(self.min_sites)

@@ -1,5 +1,5 @@
-"""F33: whoever aggregates is killed at each step, sites die or send twice. Each site counts once in a round, a version is
-published once, and a part of an update is nothing."""
+"""F33: whoever aggregates is killed at each step, sites die or send twice. Each site counts once in a round, a version
+is published once, and a part of an update is nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from tuf.api.metadata import Targets
 
 from origin.federated.closing import Closing
-from origin.federated.records import Records, Round
+from origin.federated.documents import Round
+from origin.federated.records import Records
 from origin.federated.transitions import State
 from origin.signing import parse
 from origin.trust_store import TrustStore

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 from safetensors.numpy import load_file, save_file
 
-from origin.federated.records import Gate, Round
+from origin.federated.documents import Gate, Round
 from origin.federated.sites import enrol
 from origin.federated.transitions import State
 from shared.digest import digest_of
