@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import os
 import secrets
 import shutil
 from collections import OrderedDict
@@ -474,10 +475,9 @@ def _make_ready(file: Path, site: str, size: int) -> int:
         if shutil.disk_usage(file.parent).free < size:
             raise DiskError(f"{file.parent}: there is no room for {size} bytes", code="disk_full")
         with file.open("ab") as opened:
-            if opened.tell() >= size:  # all of it was there, and nobody has looked at it
+            if opened.tell() > size:
                 opened.truncate(0)
-                return 0
-            return opened.tell()
+            return opened.seek(0, os.SEEK_END)
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error
 

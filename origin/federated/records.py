@@ -28,7 +28,7 @@ from origin.signing import key_id, public_of
 from origin.storage import Storage
 from origin.trust_store import TrustStore
 from shared.digest import Digest, hex_of
-from shared.errors import Conflict, DiskError, IntegrityError, NotFound
+from shared.errors import ConfigError, Conflict, IntegrityError, NotFound
 from shared.keys import SIGNATURE, NodeKey, verify
 from shared.trust_names import TIMESTAMP
 
@@ -57,7 +57,7 @@ class Seal:
         role = (await self._trust.state()).root.get_delegated_role(TIMESTAMP)
         key = next((held[name] for name in role.keyids if name in held), None)
         if key is None:
-            raise DiskError("the online key is needed to write down what happens in a round", code="no_online_key")
+            raise ConfigError("the online key is needed to write down what happens in a round", code="no_online_key")
         return bytes.fromhex(key_id(key)) + key.sign(_message(path, document)) + document
 
     async def check(self, path: str, data: bytes) -> bytes:
