@@ -183,10 +183,7 @@ class Closing:
         except (TooFewSites, NonFinite) as error:
             reason = str(error)
             return await self._go(current, lambda known: self._ended(known, Event.EXPIRE, reason))
-        for rejection in made.rejected:
-            if rejection.code == "norm_exceeded":
-                await book.strike(self._records, rejection.site, self._settings.strikes)
-        return await self._go(
+        now = await self._go(
             current,
             lambda known: known.go(
                 Event.AGGREGATE,
@@ -196,6 +193,12 @@ class Closing:
                 epsilon=made.epsilon,
             ),
         )
+        for rejection in made.rejected if now.candidates == made.candidates else ():
+            if rejection.code == "norm_exceeded":
+                struck = await book.strike(self._records, rejection.site, self._settings.strikes)
+                about = {"model": now.model, "round": now.number, "strikes": struck.strikes, "code": rejection.code}
+                await asyncio.to_thread(self._audit.add, "strike", rejection.site, **about)
+        return now
 
     async def _make(self, current: Round) -> _Made:
         rejected = await self._rejected(current)
