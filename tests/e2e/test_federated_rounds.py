@@ -16,12 +16,12 @@ import pytest
 import zstandard
 from safetensors.numpy import load_file, save_file
 
-from origin.federated.documents import Gate, Round
+from origin.federated.documents import Gate, Noise, Round
 from origin.federated.sites import enrol
 from origin.federated.transitions import State
 from shared.digest import digest_of
 from shared.enrolment import SIGNATURE_FIELD
-from shared.errors import Conflict
+from shared.errors import ConfigError, Conflict
 from shared.federated import LENGTH_FIELD, OFFSET_FIELD, authorization, updates_path
 from shared.keys import NodeKey
 from shared.manifest import decode
@@ -461,6 +461,27 @@ def test_a_private_model_is_unknown_to_who_is_not_a_site_of_it(
     listed = f"{origin.url}/models/{model}"
     assert ask(listed, "GET").status == 404
     assert ask(listed, "GET", None, **reader).document["refs"].keys() == {"main", "canary"}
+
+
+def test_noise_is_accounted_over_all_rounds_and_shown(shared_lab: Lab, origin: Service, operator: Operator) -> None:
+    pytest.importorskip("dp_accounting")
+    model, tensors = publish(shared_lab, "noisy")
+    named, given = sites(3, "n"), updates(tensors, 3)
+    spent = []
+    for _ in range(2):
+        opened = operator.open(model, named, noise=Noise(multiplier=4, clip=1e-3, delta=1e-5))
+        deliver(origin, opened, named, given)
+        spent.append(wait_for(operator, model, State.PUBLISHED).epsilon)
+    assert spent[0] == pytest.approx(1.0, abs=0.1) and spent[1] == pytest.approx(1.4, abs=0.2)
+    made = ask(f"{origin.url}/models/{model}", "GET").document["refs"]["canary"]["revision"]
+    with urllib.request.urlopen(f"{origin.url}/models/{model}/manifests/{made}", timeout=30) as answer:
+        shown = decode(answer.read()).provenance
+    assert shown is not None and (shown.epsilon, shown.delta) == (spent[1], 1e-5)
+    opened = operator.open(model, named)
+    deliver(origin, opened, named, given)
+    wait_for(operator, model, State.PUBLISHED)
+    with pytest.raises(ConfigError):
+        operator.open(model, named, noise=Noise(multiplier=4, clip=1e-3, delta=1e-5))
 
 
 # The command
