@@ -469,7 +469,7 @@ def test_noise_is_accounted_over_all_rounds_and_shown(shared_lab: Lab, origin: S
     named, given = sites(3, "n"), updates(tensors, 3)
     spent = []
     for _ in range(2):
-        opened = operator.open(model, named, noise=Noise(multiplier=4, clip=1e-3, delta=1e-5))
+        opened = operator.open(model, named, noise=Noise(multiplier=4, clip=0.5, delta=1e-5))
         deliver(origin, opened, named, given)
         spent.append(wait_for(operator, model, State.PUBLISHED).epsilon)
     assert spent[0] == pytest.approx(1.0, abs=0.1) and spent[1] == pytest.approx(1.4, abs=0.2)
@@ -481,7 +481,7 @@ def test_noise_is_accounted_over_all_rounds_and_shown(shared_lab: Lab, origin: S
     deliver(origin, opened, named, given)
     wait_for(operator, model, State.PUBLISHED)
     with pytest.raises(ConfigError):
-        operator.open(model, named, noise=Noise(multiplier=4, clip=1e-3, delta=1e-5))
+        operator.open(model, named, noise=Noise(multiplier=4, clip=0.5, delta=1e-5))
 
 
 # The command
