@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shared import codec as plain
@@ -36,8 +36,9 @@ NAMES = [
 @quick
 @given(st.lists(st.integers(0, 9) | st.sampled_from([1000, 3 << 19, 5 << 20]), max_size=4))
 def test_segments_are_all_of_a_tensor_once_and_rows_are_whole(shape: list[int]) -> None:
+    assume(prod(shape) < 1 << 48)
     found = segments(shape)
-    if len(found) > 10_000:
+    if len(found) > 1000:
         found = [found[0], found[1], found[-1]]
     else:
         assert sum(segment.count for segment in found) == prod(shape)
@@ -243,7 +244,7 @@ def test_bad_documents_and_bombs_are_refused_before_they_take_memory(name: str) 
 def test_numbers_that_are_not_finite_once_decoded_are_refused() -> None:
     infinite = np.repeat(np.array([0, 0, 0x80, 0x7F], np.uint8), 256)
     steps = packing.join(packing.pack(np.zeros(0, np.int16)), packing.squeeze(np.full(128, 0x22, np.uint8)))
-    for name, data in (("fp32", packing.squeeze(infinite)), ("step:1", struct.pack("<f", 3e38) + b"\x04" + steps)):
+    for name, data in (("fp32", packing.squeeze(infinite)), ("step:1", struct.pack("<f", np.nan) + b"\x04" + steps)):
         with pytest.raises(NonFinite):
             read_all(document(data, codecs=[name]))
 
@@ -284,7 +285,7 @@ def test_a_round_that_was_not_counted_leaves_what_was_before() -> None:
     for settle in (feedback.discard, feedback.commit):
         sent = feedback.compensate("w", segment, values)
         assert np.array_equal(sent, values)
-        feedback.kept("w", segment, sent, sent / 2)
+        feedback.kept("w", segment, sent, sent * np.float32(0.5))
         settle()
     again = Feedback(feedback.left)
     assert np.array_equal(again.compensate("w", segment, values), values * 1.5)
@@ -303,8 +304,9 @@ def test_a_share_warms_up_to_its_last() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "zip", "int4:", "int8:clipped", "step", "step:0", "step:nan", "step:9", "step:1e0", "top:0:sign", "top:2:sign",
-        "top:0.1", "top:0.1:fp32", "lowrank:1.5", "lowrank:0", "lowrank:4:lifted", "sign:lifted:lifted", "x" * 999,
+        "", "zip", "int4:", "int8:clipped", "step", "step:0", "step:nan", "step:9", "step:1e0", "top:0:sign",
+        "top:2:sign", "top:0.1", "top:0.1:fp32", "lowrank:1.5", "lowrank:0", "lowrank:4:lifted",
+        "sign:lifted:lifted", "x" * 999,
     ],
 )  # fmt: skip
 def test_names_of_no_codec_are_refused_with_those_that_there_are(text: str) -> None:
