@@ -182,7 +182,8 @@ def document(segment: bytes = ZEROS, **changes: object) -> bytes:
 
 def top(count: int, *gaps: int) -> bytes:
     """A segment of a few elements, at these distances."""
-    return struct.pack("<I", count) + packing.join(packing.pack(np.array(gaps)), b"")
+    values = codec("sign").encode(np.ones((1, len(gaps)), np.float32))
+    return struct.pack("<I", count) + packing.join(packing.pack(np.array(gaps)), values)
 
 
 def squeezed(size: int) -> bytes:
