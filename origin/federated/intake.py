@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -43,7 +44,7 @@ from origin.federated.transitions import State
 from shared.clock import Clock
 from shared.digest import hex_of
 from shared.enrolment import SIGNATURE_FIELD
-from shared.errors import DecodeError, DiskError, NonFinite, NotFound, RequestError
+from shared.errors import DecodeError, DiskError, NonFinite, NotFound, RequestError, SchemaMismatch
 from shared.federated import (
     LENGTH_FIELD,
     MAX_ROUNDS,
@@ -71,9 +72,12 @@ from shared.federated import (
 from shared.metrics import Metrics
 from shared.paths import ModelPath
 from shared.publishing import LEAST_RATE, UPLOAD_GRACE
-from shared.updates.document import check_schema, open_update
+from shared.updates.document import Update, check_schema, open_update
 from shared.web.access import Gate
 from shared.web.middleware import KIND, read_body, refuse_expectation
+
+if TYPE_CHECKING:
+    from shared.updates.codec import Floats
 
 IDLE = 10.0
 """Seconds between two reads of a body."""
@@ -452,8 +456,7 @@ def examine(file: Path, statement: Statement, expected: Mapping[str, tuple[int, 
             squares = 0.0
             for name, head in update.tensors.items():
                 for number in range(len(head.segments)):
-                    values = update.read(name, number)
-                    squares += float(np.square(values, dtype=np.float64).sum())
+                    squares += float(np.square(_segment(update, name, number), dtype=np.float64).sum())
     except DecodeError as error:
         if error.error_code == "too_large":
             raise
@@ -463,6 +466,17 @@ def examine(file: Path, statement: Statement, expected: Mapping[str, tuple[int, 
     if not math.isfinite(squares):
         raise NonFinite("its norm is not finite")
     return math.sqrt(squares)
+
+
+def _segment(update: Update, name: str, number: int) -> Floats:
+    """A segment's values. Raises SchemaMismatch for bytes that are none of its shape: indices that are out of range or
+    order, too few values; DecodeError (``too_large``), NonFinite."""
+    try:
+        return update.read(name, number)
+    except DecodeError as error:
+        if error.error_code == "too_large":
+            raise
+        raise SchemaMismatch(f"{name}: {error}") from error
 
 
 def _make_ready(file: Path, site: str, size: int) -> int:

@@ -197,6 +197,18 @@ def test_u6_other_names_and_shapes(table: Table, origin: Service) -> None:
     ]
     for wrong in changed:
         assert refused(site.send(origin, table.opened, document(wrong))) == (422, "schema_mismatch")
+    sparse = codec("top:0.1:sign")
+
+    class Garbled(type(sparse)):  # type: ignore[misc]
+        def encode(self, values: Any) -> bytes:
+            return bytes(sparse.encode(values)[:-1])
+
+        def decode(self, data: Any, rows: int, columns: int) -> Any:
+            return np.zeros((rows, columns), np.float32)
+
+    Garbled.__init__ = lambda self: self.__dict__.update(sparse.__dict__)  # type: ignore[misc,method-assign]
+    garbled = site.send(origin, table.opened, document(table.update, Garbled()), codecs=(sparse.name,))
+    assert refused(garbled) == (422, "schema_mismatch"), "fewer bytes than there are indices and signs"
     for junk in (b"junk" * 100, table.body[:-1], table.body[:4] + b"\xff" * 8 + table.body[12:]):
         assert site.send(origin, table.opened, junk).status == 422
     assert refused(site.send(origin, table.opened, table.body, codecs=("int4",))) == (422, "bad_update")
