@@ -20,6 +20,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = {
     "import": ("origin.import_command", "Publish a model from another hub, network or directory."),
     "publish": ("origin.publish_command", "Publish a model directory."),
     "rollout": ("origin.rollout_command", "Let a ref mean a new revision to some, then more, then all."),
+    "federated": ("origin.federated_command", "Improve a model by signed updates of sites, round by round."),
     "trust": ("origin.trust_command", "Make keys, and say who may sign what."),
     "gc": ("origin.gc_command", "Remove what no revision that is kept refers to."),
     "origin": ("origin", "Run an origin."),

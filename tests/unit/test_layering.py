@@ -29,6 +29,11 @@ PURE = [
             "decoding",
         )
     ),
+    *(
+        f"shared.updates.{name}"
+        for name in ("segments", "codec", "codecs", "packing", "planes", "blocks", "steps", "top", "lowrank",
+            "lifted", "document", "feedback")
+    ),
     "origin.cutting",
     "origin.pairing",
     "edge_node.gaps",
@@ -56,8 +61,12 @@ PURE = [
     "shared.trust_chain",
     "shared.nonces",
     "shared.publishing",
+    "shared.federated",
     "origin.signing",
     "origin.rollout",
+    "origin.federated.transitions",
+    "origin.federated.documents",
+    "origin.federated.admission",
     "shared.rollout",
     "shared.pins",
     "shared.trials",
@@ -65,6 +74,7 @@ PURE = [
     "nearshard.doctor.checks",
     "nearshard.doctor.mending",
     "origin.hub_listing",
+    *(f"origin.federated.{name}" for name in ("rules", "aggregate", "privacy")),
 ]  # fmt: skip
 SDK = "nearshard"
 """Its ``__init__`` is the public SDK, with the runtime. Who imports a module below it by name does not use that."""
