@@ -84,6 +84,7 @@ CODES: Mapping[str, Meaning] = {
     "not_acceptable": Meaning(406, EXIT_USAGE, "No representation matches Accept."),
     "timed_out": Meaning(408, EXIT_NETWORK, "The request was not received in time."),
     "stale_heartbeat": Meaning(409, EXIT_USAGE, "A later heartbeat of the node was heard already."),
+    "unknown_codec": Meaning(422, EXIT_USAGE, "The codec of an update is not known, or not accepted here."),
     "ref_conflict": Meaning(409, EXIT_USAGE, "Somebody else has moved this ref meanwhile."),
     "stale_metadata": Meaning(409, EXIT_USAGE, "Somebody else has signed meanwhile; sign again on top of that."),
     "other_visibility": Meaning(409, EXIT_USAGE, "The model is public where it should be private, or the other way."),
@@ -208,6 +209,12 @@ class NotFound(RequestError):
     """Something that is named correctly and is not there; the code says what."""
 
     code = "unknown_path"
+
+
+class NonFinite(RequestError):
+    """Values that are NaN or infinite, or would be where they are decoded."""
+
+    code = "non_finite"
 
 
 class MetadataInvalid(RequestError):

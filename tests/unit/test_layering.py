@@ -26,6 +26,10 @@ PURE = [
         f"shared.parcels.{name}"
         for name in ("kinds", "streams", "methods", "lowrank", "container", "encoding", "decoding")
     ),
+    *(
+        f"shared.updates.{name}"
+        for name in ("segments", "codec", "codecs", "packing", "planes", "blocks", "document")
+    ),
     "origin.cutting",
     "origin.pairing",
     "edge_node.gaps",
