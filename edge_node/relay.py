@@ -107,7 +107,7 @@ class Relay:
                 request.method,
                 URL(url, encoded=True),
                 data=body.chunks() if body.length else None,
-                headers={**fields, **({"Content-Length": str(body.length)} if body.length else {})},
+                headers=fields if request.method in ("GET", "HEAD") else {**fields, "Content-Length": str(body.length)},
                 allow_redirects=False,
                 timeout=timeout,
             )

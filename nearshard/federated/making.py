@@ -9,17 +9,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
-
-from shared.updates.codecs import codec
-from shared.updates.document import Written, write_update
-from shared.updates.segments import Segment, segments
+from typing import TYPE_CHECKING, BinaryIO
 
 from nearshard.federated.state import FEEDBACK, UPDATE, State
 from nearshard.federated.values import Values, of_file
 from shared.errors import RequestError
 from shared.federated import accepts
 from shared.tensorfile import TensorEntry, make_header
+from shared.updates.codecs import codec
+from shared.updates.document import Written, write_update
+from shared.updates.segments import Segment, segments
 
 if TYPE_CHECKING:  # it takes long to import, and the command has other words
     from nearshard.federated.values import Floats
@@ -124,6 +123,6 @@ def _header(shapes: Shapes) -> bytes:
     return make_header(entries, {})
 
 
-def _copy(values: Values, file: IO[bytes]) -> None:
+def _copy(values: Values, file: BinaryIO) -> None:
     for segment in segments(values.shape):
         file.write(values.run(segment.first, segment.count).astype("<f4").tobytes())

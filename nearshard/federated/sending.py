@@ -18,7 +18,6 @@ import aiohttp
 from shared import codec
 from shared.clock import Clock
 from shared.codec import MAX_JSON
-from shared.digest import Digest
 from shared.enrolment import SIGNATURE_FIELD
 from shared.errors import CODES, DecodeError, NearshardError, RequestError, SiteClock, UpstreamError
 from shared.federated import (
@@ -53,18 +52,19 @@ PAUSE, PAUSE_MAX = 0.5, 30.0
 """Seconds between two such times: at first, doubled each time, at most."""
 _LOST = ("unauthorized", "unknown_upload", "wrong_offset")
 """Of an upload: its token ended, or it is not known where we ask now. The statement opens it again."""
+_LATER = ("slow_down", "timed_out", "try_again")
+"""What may go well a little later."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A body on its way, and the statement that opens the way."""
+    """A body on its way."""
 
     model: str
-    digest: Digest
     size: int
     file: Path
-    statement: bytes
-    signature: str
+    state: Callable[[], tuple[bytes, str]]
+    """The statement that opens the way, signed now, and its signature."""
 
 
 class Rejected(RequestError):
@@ -124,7 +124,7 @@ class Sender:
             try:
                 answer = await self._append(base, offer, offset, upload)
             except Rejected as error:
-                if error.error_code in _LOST:
+                if error.error_code in (*_LOST, *_LATER):
                     raise _Broken(offset, error) from error
                 raise
             except UpstreamError as error:
@@ -139,9 +139,9 @@ class Sender:
             offset = parse_offset(answer.headers.get(OFFSET_FIELD, ""))
 
     async def _open(self, base: str, upload: Upload) -> Offer:
-        fields = {"Content-Type": STATEMENT_TYPE, SIGNATURE_FIELD: upload.signature}
-        path = updates_path(upload.model)
-        answer = await self._exchange("POST", base, path, headers=fields, body=upload.statement)
+        statement, signature = upload.state()
+        fields = {"Content-Type": STATEMENT_TYPE, SIGNATURE_FIELD: signature}
+        answer = await self._exchange("POST", base, updates_path(upload.model), headers=fields, body=statement)
         offer = parse_offer(answer.body)
         if offer.offset > upload.size:
             raise UpstreamError(f"{base} has more of the update than there is")
@@ -190,7 +190,7 @@ class Sender:
                 if isinstance(broken, _Broken) and broken.reached > reached:
                     reached, failed, pause = broken.reached, 0, PAUSE  # it goes on: tries are counted anew
             except Rejected as refused:
-                if refused.error_code != "slow_down":
+                if refused.error_code not in _LATER:
                     raise
                 error, wait = refused, min(refused.retry_after, PAUSE_MAX)
             failed += 1
@@ -278,11 +278,13 @@ class _Broken(UpstreamError):
 
 def _refused(url: str, answer: aiohttp.ClientResponse, body: bytes) -> NearshardError:
     """What was answered, as the error that it was there."""
-    status, code, after = answer.status, "", answer.headers.get("Retry-After", "0")
-    with suppress(DecodeError, AttributeError):
-        code = str(codec.decode_json(body).get("code"))
+    status, after, document = answer.status, answer.headers.get("Retry-After", "0"), {}
+    with suppress(DecodeError):
+        found = codec.decode_json(body)
+        document = found if isinstance(found, dict) else {}
+    code = str(document.get("code"))
     if status == 401 and code == SiteClock.code:
-        return SiteClock(_clocks(answer.headers.get("Date", "")))
+        return SiteClock(_clocks(document.get("seconds_ahead")))
     known = code if code in CODES and CODES[code].status == status else None
     if known is None or status >= 500:
         return UpstreamError(f"{url} answered {status}{f': {CODES[known].title}' if known else ''}", code=known)
@@ -290,9 +292,10 @@ def _refused(url: str, answer: aiohttp.ClientResponse, body: bytes) -> Nearshard
     return Rejected(f"{CODES[known].title} ({url})", code=known, retry_after=seconds)
 
 
-def _clocks(date: str) -> str:
-    """What is said of a statement's time, by the source's clock."""
+def _clocks(ahead: object) -> str:
+    """What is said of a statement that is from another time. ``ahead``: by how many seconds, if the origin said so."""
+    by = f"{abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'}" if type(ahead) is int else "far from"
     return (
-        f"the clocks of the origin and of this machine differ by over {MAX_SKEW:.0f} s, so what it signs with a time is not"
-        f" taken: set this one (by the clock of who answered it is {date or 'unknown'}), and submit again"
+        f"this machine's clock is {by} the origin's, and {MAX_SKEW:.0f} s are allowed: set the one that is wrong, and"
+        " submit again; the update is kept"
     )

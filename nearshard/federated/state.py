@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from nearshard.placing import on_disk
 from shared.codec import decode_json, encode_json
@@ -53,9 +53,6 @@ class Pending:
     """Name of its file."""
     feedback: str
     """Name of the file that counts once the update does; empty where it keeps none."""
-    statement: str
-    """What was signed, as hex digits: first asked with."""
-    signature: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class State:
         return self.folder / name
 
     @contextmanager
-    def writing(self, kind: str) -> Iterator[tuple[str, IO[bytes]]]:
+    def writing(self, kind: str) -> Iterator[tuple[str, BinaryIO]]:
         """A new file (UPDATE or FEEDBACK) and its name; at the end of the block it survives a power cut."""
         name = f"{kind}{secrets.token_hex(8)}"
         with on_disk():
@@ -181,8 +178,6 @@ def _parse(document: object) -> Kept:
             tuple(map(str, found["codecs"])),
             _name(found["update"]),
             _name(found["feedback"]),
-            str(found["statement"]),
-            str(found["signature"]),
         ),
     )
 

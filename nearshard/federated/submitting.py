@@ -21,7 +21,7 @@ from nearshard.federated.state import Pending, State
 from nearshard.federated.values import Values, check_covers, of_path, of_state_dict
 from shared.clock import Clock
 from shared.digest import Digest
-from shared.errors import RequestError, SiteClock
+from shared.errors import RequestError
 from shared.federated import NONCE, Counted, OpenRound, Rounds, Statement, sign_statement, taken
 from shared.manifest import Manifest
 
@@ -85,7 +85,8 @@ class Submitting:
             opened, number = self._find_round(rounds, base)
             manifest, values = await read_base(base, opened)
             made = await asyncio.to_thread(self._make, manifest, values, trained, opened, codec, feedback=feedback)
-            pending = self._stated(made, number, base, examples)
+            written, files = made.written, (made.update, made.feedback)
+            pending = Pending(number, base, examples, written.digest, written.size, made.codecs, *files)
             await asyncio.to_thread(self._state.begin, pending)
             counted = await self._send(pending, late=bool(opened.late))
             done = self._submitted(pending, counted)
@@ -121,12 +122,7 @@ class Submitting:
     async def _asked(self, pending: Pending, ask: Callable[[Upload], Awaitable[T]], *, late: bool) -> T:
         """What the origin says to what is pending. What it will never take is dropped."""
         try:
-            try:
-                return await ask(self._upload(pending))
-            except SiteClock:  # it may have been signed long ago; signed now it says the same
-                pending = self._signed(pending)
-                await asyncio.to_thread(self._state.begin, pending)
-                return await ask(self._upload(pending))
+            return await ask(self._upload(pending))
         except Rejected as error:
             if error.error_code == "stale_round" and late:
                 raise Rejected(
@@ -151,9 +147,22 @@ class Submitting:
         )
 
     def _upload(self, pending: Pending) -> Upload:
-        file = self._state.path(pending.update)
-        statement = bytes.fromhex(pending.statement)
-        return Upload(self._model, pending.digest, pending.size, file, statement, pending.signature)
+        def state() -> tuple[bytes, str]:
+            statement = Statement(
+                self._site.name,
+                self._model,
+                pending.round,
+                pending.base,
+                secrets.token_bytes(NONCE),
+                datetime.fromtimestamp(self._clock.time(), UTC),
+                pending.examples,
+                pending.digest,
+                pending.size,
+                pending.codecs,
+            )
+            return sign_statement(statement, self._site.key)
+
+        return Upload(self._model, pending.size, self._state.path(pending.update), state)
 
     # A new one
 
@@ -191,28 +200,3 @@ class Submitting:
                 code="too_large",
             )
         return made
-
-    def _stated(self, made: Made, number: int, base: Digest, examples: int) -> Pending:
-        written = made.written
-        return self._signed(
-            Pending(
-                number, base, examples, written.digest, written.size, made.codecs, made.update, made.feedback, "", ""
-            )
-        )
-
-    def _signed(self, pending: Pending) -> Pending:
-        """The same, stated now."""
-        statement = Statement(
-            self._site.name,
-            self._model,
-            pending.round,
-            pending.base,
-            secrets.token_bytes(NONCE),
-            datetime.fromtimestamp(self._clock.time(), UTC),
-            pending.examples,
-            pending.digest,
-            pending.size,
-            pending.codecs,
-        )
-        body, signature = sign_statement(statement, self._site.key)
-        return replace(pending, statement=body.hex(), signature=signature)
