@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -15,10 +16,16 @@ from structlog.typing import FilteringBoundLogger
 
 from origin.audit import Audit
 from origin.config import OriginSettings
+from origin.federated.closing import Closing
+from origin.federated.intake import Intake
+from origin.federated.records import Records, Seal
+from origin.federated.rounds import Rounds
 from origin.hub_client import Hub
+from origin.keyring import Keyring
 from origin.mirror import Mirror
 from origin.passing import PassingOn
 from origin.renewal import Renewal
+from origin.signing import key_id
 from origin.storage import Storage
 from origin.trust_store import TrustStore
 from origin.upload import Uploads
@@ -130,6 +137,7 @@ class OriginTier:
                     },
                     "revisions": await self._storage.revisions(path.model),
                     "ref": shown,
+                    **({"provenance": manifest.provenance.record()} if manifest.provenance else {}),
                     "tasks": {
                         task.name: {
                             "size": task.layout.size,
@@ -228,21 +236,25 @@ def build_app(
 
     mirror = _mirror_of(settings, sessions, trust, online, audit, announcer, clock, metrics, log)
 
+    app = make_app("nearshard-origin", clock, metrics, log)
+    visibility = StoreVisibility(trust)
+    gate = Gate(visibility, clock)
+    rounds = _add_rounds(app, settings, trust, online, gate, audit, announcer, clock, metrics, log)
+
     async def live(_: web.Application) -> AsyncIterator[None]:
         renewal.start()
+        rounds.start()
         if mirror:
             mirror.start()
         yield
+        await rounds.close()
         if mirror:
             await mirror.close()
         await renewal.close()
         await announcer.close()
         await sessions.close()
 
-    app = make_app("nearshard-origin", clock, metrics, log)
     app.cleanup_ctx.append(live)
-    visibility = StoreVisibility(trust)
-    gate = Gate(visibility, clock)
 
     async def absent(request: web.Request, model: str, ref: str) -> bool:
         assert mirror is not None
@@ -263,6 +275,48 @@ def build_app(
     return app
 
 
+def _add_rounds(
+    app: web.Application,
+    settings: OriginSettings,
+    trust: TrustStore,
+    online: Callable[[], list[NodeKey]],
+    gate: Gate,
+    audit: Audit,
+    announcer: Announcer,
+    clock: Clock,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> Rounds:
+    """Federated rounds, answered by ``app``. Raises ConfigError for a key that cannot be used."""
+    wanted, folder = settings.federated, settings.federated_folder
+    own = [_key(wanted.key, "origin.federated.key")] if wanted.key else []
+    records = Records(trust.storage, Seal(trust, online))
+    closing = Closing(
+        records,
+        trust,
+        lambda: Keyring({key_id(key): key for key in (*own, *online())}),
+        wanted,
+        folder / "work",
+        audit,
+        lambda model: announcer.tell(settings.router, model),
+        clock,
+        log,
+        metrics,
+    )
+    intake = Intake(records, wanted, folder / "spool", gate, audit, lambda _: rounds.look_now(), clock, metrics, log)
+    rounds = Rounds(records, closing, intake, clock, log, look=wanted.look, publishes=bool(own))
+    intake.add_routes(app)
+    return rounds
+
+
+def _key(file: Path, setting: str) -> NodeKey:
+    """A key that a setting names. Raises ConfigError."""
+    try:
+        return load_key(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{setting}: {file}: there is no such file") from None
+
+
 def _mirror_of(
     settings: OriginSettings,
     sessions: Sessions,
@@ -279,11 +333,7 @@ def _mirror_of(
     if wanted.upstream is None:
         return None
     assert wanted.key is not None
-    file = wanted.key
-    try:
-        key = load_key(file)
-    except FileNotFoundError:
-        raise ConfigError(f"origin.mirror.key: {file}: there is no such file") from None
+    key = _key(wanted.key, "origin.mirror.key")
     if wanted.token_file:
         check_private(wanted.token_file)
     hub = Hub(sessions.of(wanted.upstream), wanted.upstream, wanted.token_file)

@@ -67,6 +67,36 @@ class MirrorSettings(BaseModel):
     )
 
 
+class FederatedSettings(BaseModel):
+    """How this origin takes in what sites of federated rounds send, and ends the rounds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: Path | None = Field(
+        default=None,
+        description="File of a publisher's key (mode 0600) to publish what rounds make with; without one, rounds end at"
+        " their deadline and an operator's `nearshard federated close` publishes.",
+    )
+    data: Path | None = Field(
+        default=None, description="Where what is on its way from sites is; federated beside the store by default."
+    )
+    max_update: ByteSize = Field(
+        default=size("256MiB"), description="Bytes of a site's update, unless a round is opened with another limit."
+    )
+    uploads: int = Field(default=16, ge=1, le=1024, description="Updates that come in at a time.")
+    interval: float = Field(
+        default=2.0, ge=0, description="Seconds between a site's statements; eight may come at once."
+    )
+    strikes: int = Field(
+        default=3, ge=1, description="Refusals for values, norm or size after which a site is in quarantine."
+    )
+    look: float = Field(
+        default=1.0, gt=0, description="Seconds after which is looked whether a round was opened, or is over."
+    )
+    memory: ByteSize = Field(default=size("256MiB"), description="Bytes that aggregating may take, about.")
+    gate_timeout: float = Field(default=3600.0, gt=0, description="Seconds that a round's gate may take.")
+
+
 class OriginSettings(ServiceSettings):
     """The origin: keeps published models and answers from them.
 
@@ -88,6 +118,7 @@ class OriginSettings(ServiceSettings):
         default_factory=list, description="Routers to tell what is published here from afar; they tell the edges."
     )
     mirror: MirrorSettings = Field(default_factory=MirrorSettings, description="Another hub to mirror.")
+    federated: FederatedSettings = Field(default_factory=FederatedSettings, description="Federated rounds.")
     publish_tokens: bool = Field(
         False, description="Publishing from afar also takes a token with 'publish' for the model."
     )
@@ -107,6 +138,11 @@ class OriginSettings(ServiceSettings):
     def mirror_folder(self) -> Path:
         """Where what is being fetched from another hub is."""
         return self.mirror.data or beside(self.store) / "mirror"
+
+    @property
+    def federated_folder(self) -> Path:
+        """Where what is on its way from sites is, and candidates are made."""
+        return self.federated.data or beside(self.store) / "federated"
 
     @property
     def online_file(self) -> Path:

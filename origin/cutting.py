@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from shared.errors import PublishError
 from shared.layout import piece_count
 from shared.manifest import MAX_PIECES, MIN_PIECE
-from shared.tensorfile import TensorEntry, TensorHeader
+from shared.tensorfile import TensorEntry, TensorHeader, names_apart
 
 TARGET = 8 << 20
 LIMIT = 32 << 20
@@ -66,20 +66,8 @@ def cut_tensors(
 
 
 def public_names(headers: Mapping[str, TensorHeader]) -> dict[tuple[str, str], str]:
-    """What each (file, tensor) is called in tasks: its own name, which is unique in most models.
-
-    Where two files use the same name (the parts of a diffusion pipeline), files in a folder have the folder
-    in front: ``unet/conv_in.weight``. Raises PublishError where that is not enough.
-    """
-    plain = {(file, t.name): t.name for file, header in headers.items() for t in header.tensors}
-    if len(set(plain.values())) == len(plain):
-        return plain
-    folders = {(file, name): f"{file.rpartition('/')[0]}/{name}" if "/" in file else name for file, name in plain}
-    seen: dict[str, str] = {}
-    for (file, _), name in folders.items():
-        if (other := seen.setdefault(name, file)) != file:
-            raise PublishError(f"{file}: tensor {name!r} is in {other} too; leave one out with exclude = [...]")
-    return folders
+    """What each (file, tensor) is called in tasks (``shared.tensorfile.names_apart``). Raises TensorFileError."""
+    return names_apart((file, tensor.name) for file, header in headers.items() for tensor in header.tensors)
 
 
 def task_tensors(

@@ -15,9 +15,9 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -118,6 +118,23 @@ class Objects:
     async def put(self, path: str, data: Buffer) -> None:
         """Store what only ever has these bytes (it is named by its digest). Durable after the next ``sync``."""
         await self._run(lambda: obstore.put(self._writing, path, _whole(data), use_multipart=False))
+
+    async def put_file(self, path: str, file: Path) -> None:
+        """Store what a file has, of any size, durably. The object is there whole or not at all."""
+        await self._run(lambda: obstore.put(self._writing, path, file))
+
+    @asynccontextmanager
+    async def local(self, path: str, folder: Path) -> AsyncIterator[Path]:
+        """A file of this machine with the bytes of an object, for as long as it is used: fetched into ``folder`` where
+        the store is elsewhere. Raises NotFound."""
+        size, file = (await self.head(path)).size, folder / secrets.token_hex(8)
+        with file.open("xb") as opened:
+            async for part in self.read(path, 0, size):
+                await asyncio.to_thread(opened.write, part)
+        try:
+            yield file
+        finally:
+            file.unlink()
 
     async def create(self, path: str, data: Buffer) -> bool:
         """Store these bytes if nothing is there, durably. Gives whether they were stored.
@@ -226,15 +243,31 @@ class Directory(Objects):
 
     async def put(self, path: str, data: Buffer) -> None:
         """As of any store."""
-        await self._run(lambda: self._write(path, data, os.replace))
+        await self._run(lambda: self._write(path, [data], os.replace))
         self.to_be_synced(path)
+
+    async def put_file(self, path: str, file: Path) -> None:
+        """As of any store."""
+
+        def put() -> None:
+            with file.open("rb") as opened:
+                self._write(path, iter(lambda: opened.read(READ), b""), os.replace)
+            _fsync_all(self._folders(path))
+
+        await self._run(put)
+
+    @asynccontextmanager
+    async def local(self, path: str, folder: Path) -> AsyncIterator[Path]:
+        """As of any store: it is a file of this machine."""
+        await self.head(path)
+        yield self._root / path
 
     async def create(self, path: str, data: Buffer) -> bool:
         """As of any store."""
 
         def create() -> bool:
             try:
-                self._write(path, data, os.link)
+                self._write(path, [data], os.link)
             except FileExistsError:
                 return False
             _fsync_all(self._folders(path))
@@ -254,7 +287,7 @@ class Directory(Objects):
                         return None
                     if _version(there) != expected:
                         return None
-                self._write(path, data, os.replace)
+                self._write(path, [data], os.replace)
                 _fsync_all(self._folders(path))
             return _version(data)
 
@@ -287,7 +320,7 @@ class Directory(Objects):
         except (BaseError, OSError) as error:
             raise DiskError(f"the store failed: {str(error).partition(chr(10))[0]}") from error
 
-    def _write(self, path: str, data: Buffer, give_name: Callable[[Path, Path], None]) -> None:
+    def _write(self, path: str, parts: Iterable[Buffer], give_name: Callable[[Path, Path], None]) -> None:
         """A durable temporary file, then its name. Leaves nothing where it fails."""
         final, temporary = self._root / path, self._root / TMP / secrets.token_hex(8)
         for folder in (final.parent, temporary.parent):
@@ -295,9 +328,10 @@ class Directory(Objects):
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
-                left = memoryview(data)
-                while left:
-                    left = left[os.write(descriptor, left) :]
+                for part in parts:
+                    left = memoryview(part)
+                    while left:
+                        left = left[os.write(descriptor, left) :]
                 os.fsync(descriptor)  # a failed one means lost data, so it is never tried twice
             finally:
                 os.close(descriptor)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ from shared.digest import Digest, digest_of
 from shared.errors import DiskError, IntegrityError, PublishError, TasksError, first_error
 from shared.ids import DEFAULT_REF, DEFAULT_TASK
 from shared.layout import Layout, Slice, Span, join
-from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Task, Tensor
+from shared.manifest import MAX_PIECES, MAX_TENSORS, Manifest, Provenance, Task, Tensor
 from shared.tensorfile import TensorHeader, make_header
 
 CHUNK_MIN, CHUNK_AVERAGE, CHUNK_MAX = 1 << 20, 4 << 20, 16 << 20
@@ -167,6 +167,7 @@ async def publish(
     expected: Mapping[str, str] | None = None,
     base: str = "",
     making: Making = DEFAULT,
+    provenance: Provenance | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Published:
     """Publish ``directory`` as ``model`` and make ``ref`` mean it. ``target``, ``limit``: bytes of a shard; ``source``:
@@ -174,7 +175,7 @@ async def publish(
 
     ``base``: the ref or revision that deltas are from; what the ref means now by default, else what ``main`` means.
     ``making``: which parcels are made. ``pieces``: whether pieces are hashed for other people's downloaders; where not,
-    one piece holds all of any file.
+    one piece holds all of any file. ``provenance``: what is said of how a new revision was made.
 
     Raises PublishError, TensorFileError or TasksError for input that is refused (nothing is visible then),
     RequestError (``not_publisher``; ``ref_conflict`` where somebody else moved the ref meanwhile), ConfigError,
@@ -203,6 +204,7 @@ async def publish(
             manifest = same
         else:
             writer.make_room()
+            manifest = replace(manifest, provenance=provenance)
             # what the parent's deltas need was stored by another publish: this one cannot store it again
             manifest, made = await add_deltas(
                 sink, manifest, sources, writer.heads, parent, making, inherit=not attempt, progress=writer.encoded

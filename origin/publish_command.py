@@ -214,7 +214,7 @@ class Publishing:
                 )
             )
         if done.changed:
-            asyncio.run(_tell(routers or [], self.model, self._ca))
+            asyncio.run(tell_routers(routers or [], self.model, self._ca))
         _report(done, as_json=as_json)
 
     async def _publish(self, directory: Path, **options: Any) -> Published:
@@ -241,7 +241,7 @@ class Publishing:
             await sink.begin(self.model, self.ref, private=self._private)
             changed = await sign_role(sink, self._ring, _now, self.model, prepare, private=self._private)
         if changed:
-            await _tell(routers, self.model, self._ca)
+            await tell_routers(routers, self.model, self._ca)
         if changed and not self._afar:
             rule = meant[-1].rollout
             await self._audit("rollout", revision=meant[-1].revision, rollout=rule.record() if rule else None)
@@ -280,7 +280,7 @@ def _read_root(file: Path | None, folders: list[Path]) -> bytes:
     raise ConfigError("what the network is known by is needed: --trust-root FILE")
 
 
-async def _tell(routers: list[str], model: str, ca: Path | None) -> None:
+async def tell_routers(routers: list[str], model: str, ca: Path | None) -> None:
     """Have refs looked up at once. What cannot be told sees it when its refs' lifetime ends, a few seconds on."""
     async with make_session(tls=tls_by(ca)) as session:
         for url in routers:

@@ -91,8 +91,10 @@ CODES: Mapping[str, Meaning] = {
     "stale_round": Meaning(409, EXIT_USAGE, "The round is closed, or upon another revision; ask which one is open."),
     "other_update": Meaning(409, EXIT_USAGE, "The site has another update in this round."),
     "wrong_offset": Meaning(409, EXIT_USAGE, "The upload goes on at the offset that is given here."),
+    "gate_failed": Meaning(500, 1, "The round's gate gave no value."),
     "round_open": Meaning(409, EXIT_USAGE, "The model has a round that has not ended."),
     "round_state": Meaning(409, EXIT_USAGE, "The round is not in a state for this."),
+    "too_few_sites": Meaning(409, EXIT_USAGE, "There are fewer updates than the rule of the round needs."),
     "precondition_failed": Meaning(412, EXIT_USAGE, "If-Match names another version."),
     "too_large": Meaning(413, EXIT_USAGE, "The body is larger than is allowed here."),
     "unsupported_type": Meaning(415, EXIT_USAGE, "The body's type or encoding is not accepted here."),
@@ -369,6 +371,12 @@ class ConfigError(LocalError):
     """A setting that cannot be used; the message names the file and the key."""
 
     code = "bad_config"
+
+
+class MissingPackage(LocalError):
+    """A package that is needed for what was asked, and is not installed."""
+
+    code = "missing_package"
 
 
 class DiskError(LocalError):

@@ -40,6 +40,7 @@ from shared.ids import parse_model, parse_name
 from shared.keys import NodeKey, verify
 from shared.manifest import Tensor
 from shared.paths import decode_path
+from shared.tensorfile import names_apart
 
 PREFIX = "/federated"
 SCHEME = "Nearshard-Update"
@@ -435,13 +436,20 @@ def _words(value: object) -> tuple[str, ...]:
 # What takes part
 
 
+def named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of a revision by the names that an update has them under: their own, with the folder of their file in
+    front where several files use the same names. Raises TensorFileError where that is not enough."""
+    names = names_apart((tensor.file, tensor.name) for tensor in tensors)
+    return {names[tensor.file, tensor.name]: tensor for tensor in tensors}
+
+
 def taken(tensors: Sequence[Tensor], globs: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The tensors of a revision that take part in a round: floats with elements, by their names' globs (all floats
-    where there are none). Name to shape, in the manifest's order."""
+    """The tensors of a revision that take part in a round: floats with elements, by globs of their names (all floats
+    where there are none). Name to shape, in the manifest's order. Raises as ``named``."""
     return {
-        tensor.name: tensor.shape
-        for tensor in tensors
-        if tensor.dtype in FLOATS and 0 not in tensor.shape and _matches(tensor.name, globs or ("*",))
+        name: tensor.shape
+        for name, tensor in named(tensors).items()
+        if tensor.dtype in FLOATS and 0 not in tensor.shape and _matches(name, globs or ("*",))
     }
 
 

@@ -11,6 +11,7 @@ shards stays under 5 MB and decoding it allocates little:
 
 There is no time and no randomness in it: publishing the same directory again, over nothing or the same, gives the same
 revision. Deltas are part of it: what is decoded at a client's has been signed.
+What a federated round made says so in one key more.
 ``decode`` checks every rule, so whoever holds a ``Manifest`` need not check again.
 """
 
@@ -24,7 +25,7 @@ from functools import cached_property
 from typing import Any
 
 from shared import codec
-from shared.digest import SIZE, Digest, digest_of, from_hash, raw_of
+from shared.digest import SIZE, Digest, digest_of, from_hash, parse_digest, raw_of
 from shared.errors import BadId, DecodeError, ManifestInvalid, ManifestTooLarge, NotFound
 from shared.ids import commit_of, parse_model, parse_name
 from shared.layout import Layout, Slice, piece_count
@@ -48,6 +49,7 @@ _SHARD = struct.Struct(">32sI")
 _SLICE = struct.Struct(">III")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _HEX = re.compile(r"[0-9a-f]{64}")
+_CODE = re.compile(r"[a-z_]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,37 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """How a federated round made a revision: what its publisher says of it."""
+
+    round: int
+    """Its number."""
+    base: Digest
+    """The revision that the sites' updates are upon."""
+    sites: int
+    """Those whose updates were counted. How they are called is nobody's business who may read the model."""
+    rule: str
+    """How their updates were made one."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Updates that were refused, by code."""
+    epsilon: float | None = None
+    """Of differential privacy, where noise was added."""
+    delta: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As it is signed, and shown."""
+        privacy = {"epsilon": self.epsilon, "delta": self.delta} if self.epsilon is not None else {}
+        return {
+            "round": self.round,
+            "base": self.base,
+            "sites": self.sites,
+            "rule": self.rule,
+            "rejected": dict(sorted(self.rejected.items())),
+            **privacy,
+        }
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One immutable revision of a model."""
 
@@ -107,6 +140,8 @@ class Manifest:
     """Those to this revision's shards first, then those to the shards that these are from, and so on."""
     others: Mapping[Digest, int] = field(default_factory=dict)
     """Parcels, bases and targets of deltas that are no shards of this revision: digest to size in bytes."""
+    provenance: Provenance | None = None
+    """Of a revision that a federated round made."""
 
     @cached_property
     def encoded(self) -> bytes:
@@ -125,8 +160,9 @@ class Manifest:
 
     @cached_property
     def content(self) -> Manifest:
-        """The same files and tasks, without a way to them: equal for revisions that differ in their deltas only."""
-        return replace(self, parent=None, deltas=(), others={})
+        """The same files and tasks, without a way to them: equal for revisions that differ in their deltas only, or in
+        what is said of how they were made."""
+        return replace(self, parent=None, deltas=(), others={}, provenance=None)
 
     @cached_property
     def deltas_to(self) -> Mapping[Digest, Sequence[Delta]]:
@@ -255,11 +291,14 @@ def _to_wire(manifest: Manifest) -> dict[str, Any]:
         }
         if manifest.deltas
         else [],
+        # only where there is any: a manifest without has the bytes that it always had
+        **({"provenance": manifest.provenance.record()} if manifest.provenance else {}),
     }
 
 
 def _from_wire(wire: Any) -> Manifest:
-    _expect(wire, {"format", "model", "piece_length", "shards", "files", "tensors", "tasks", "deltas"})
+    keys = {"format", "model", "piece_length", "shards", "files", "tensors", "tasks", "deltas"}
+    _expect(wire, keys | ({"provenance"} & wire.keys()))
     if type(wire["format"]) is not int or wire["format"] != FORMAT:
         raise ManifestInvalid("a manifest of a format that this version does not know")
     table = list(_shards(wire["shards"]))
@@ -327,7 +366,16 @@ def _from_wire(wire: Any) -> Manifest:
     if sum(len(item.pieces) for item in layouts) > SIZE * MAX_PIECES:
         raise ManifestTooLarge(f"more than {MAX_PIECES} pieces")
     return Manifest(
-        parse_model(wire["model"]), shards, files, tasks, tuple(tensors), piece_length, parent, deltas, others
+        parse_model(wire["model"]),
+        shards,
+        files,
+        tasks,
+        tuple(tensors),
+        piece_length,
+        parent,
+        deltas,
+        others,
+        _provenance(wire["provenance"]) if "provenance" in wire else None,
     )
 
 
@@ -368,6 +416,26 @@ def _deltas(
     if not isinstance(parent, bytes) or len(parent) not in (0, SIZE):
         raise ManifestInvalid("a revision's digest has 32 bytes")
     return from_hash(parent) if parent else None, tuple(deltas), dict(others)
+
+
+def _provenance(wire: Any) -> Provenance:
+    private = {"epsilon", "delta"} if "epsilon" in wire else set()
+    _expect(wire, {"round", "base", "sites", "rule", "rejected"} | private)
+    rejected = wire["rejected"]
+    if not isinstance(rejected, dict) or not all(_CODE.fullmatch(code) for code in rejected):
+        raise ManifestInvalid("refusals are counted by their codes")
+    for name in private:
+        if not isinstance(wire[name], float) or wire[name] < 0:
+            raise ManifestInvalid("epsilon and delta are numbers from 0 up")
+    return Provenance(
+        _natural(wire["round"]),
+        parse_digest(wire["base"]),
+        _natural(wire["sites"]),
+        _text(wire["rule"], 64),
+        {code: _natural(count) for code, count in rejected.items()},
+        wire.get("epsilon"),
+        wire.get("delta"),
+    )
 
 
 def _shards(packed: object) -> Iterator[tuple[Digest, int]]:

@@ -123,6 +123,24 @@ class Metrics:
             "Mirrored refs of which the hub could not be asked whether they have moved.",
             registry=self.registry,
         )
+        self.federated_updates = Counter(
+            "nearshard_federated_updates",
+            "Updates of sites in federated rounds: counted, clipped (counted, and to be scaled down), or the code that"
+            " they were refused with.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.federated_rounds = Counter(
+            "nearshard_federated_rounds",
+            "Federated rounds that came into a state here, by state.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.federated_quarantines = Counter(
+            "nearshard_federated_quarantines",
+            "Sites that were put into quarantine.",
+            registry=self.registry,
+        )
         self.degraded = Gauge("nearshard_degraded", "1 while a router goes on without Redis.", registry=self.registry)
 
     def render(self) -> bytes:

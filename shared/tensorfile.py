@@ -126,6 +126,23 @@ def make_header(tensors: Iterable[tuple[str, TensorEntry]], metadata: Mapping[st
     return struct.pack("<Q", len(raw)) + raw
 
 
+def names_apart(tensors: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """What each tensor (file, name) of a model is called: its own name, which is unique in most models.
+
+    Where two files use the same name (the parts of a diffusion pipeline), files in a folder have the folder in front:
+    ``unet/conv_in.weight``. Raises TensorFileError where that is not enough.
+    """
+    plain = {(file, name): name for file, name in tensors}
+    if len(set(plain.values())) == len(plain):
+        return plain
+    folders = {(file, name): f"{file.rpartition('/')[0]}/{name}" if "/" in file else name for file, name in plain}
+    seen: dict[str, str] = {}
+    for (file, _), name in folders.items():
+        if (other := seen.setdefault(name, file)) != file:
+            raise TensorFileError(f"{file}: tensor {name!r} is in {other} too; leave one out with exclude = [...]")
+    return folders
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):

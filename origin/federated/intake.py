@@ -14,7 +14,7 @@ import math
 import secrets
 import shutil
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,7 +38,6 @@ from origin.federated.admission import (
 )
 from origin.federated.records import Entry, Records, Rejection, Round, update_path
 from origin.federated.transitions import State
-from origin.storage import Storage
 from shared.clock import Clock
 from shared.digest import hex_of
 from shared.enrolment import SIGNATURE_FIELD
@@ -50,6 +49,7 @@ from shared.federated import (
     PART_TYPE,
     PREFIX,
     Counted,
+    FederatedPath,
     Offer,
     OpenRound,
     PastRound,
@@ -276,9 +276,9 @@ class Intake:
         (``unauthorized``)."""
         path, token = _path(request), parse_authorization(request.headers.get("Authorization", ""))
         for upload in self._uploads.values():
-            if upload.statement.digest == path.digest and upload.statement.model == path.model:
-                if secrets.compare_digest(upload.token, token):
-                    return upload
+            named = (upload.statement.model, upload.statement.digest) == (path.model, path.digest)
+            if named and secrets.compare_digest(upload.token, token):
+                return upload
         raise NotFound(code="unknown_upload")
 
     @asynccontextmanager
@@ -332,9 +332,8 @@ class Intake:
                 current = await self._records.round(statement.model, upload.takes)
                 check_takes(current, statement, self._now())
                 manifest = await self._storage.manifest(statement.model, current.base_revision)
-                norm = await asyncio.to_thread(
-                    examine, upload.file, statement, taken(manifest.tensors, current.tensors), self._settings.ratio
-                )
+                expected = taken(manifest.tensors, current.tensors)
+                norm = await asyncio.to_thread(examine, upload.file, statement, expected)
                 _check_norm(norm, current, statement.site)
                 counted = await self._count(upload, current, norm)
             except RequestError as error:
@@ -434,7 +433,7 @@ def _check_norm(norm: float, current: Round, site: str) -> None:
         raise RequestError(f"a norm of {norm:.4g}, where {usual:.4g} is usual", code="norm_exceeded")
 
 
-def examine(file: Path, statement: Statement, expected: Mapping[str, tuple[int, ...]], ratio: float) -> float:
+def examine(file: Path, statement: Statement, expected: Mapping[str, tuple[int, ...]]) -> float:
     """Look through a body: is it what was stated, are its tensors those of the round, is every value finite. Gives its
     L2 norm. Memory: a few segments. Raises RequestError: ``digest_mismatch``, ``bad_update``, ``schema_mismatch``,
     ``non_finite``, ``too_large``; DiskError."""
@@ -504,7 +503,7 @@ def _wrong_offset(upload: _Upload) -> RequestError:
     return RequestError(code="wrong_offset", headers={OFFSET_FIELD: str(upload.offset)})
 
 
-def _path(request: web.Request):  # type: ignore[no-untyped-def]
+def _path(request: web.Request) -> FederatedPath:
     request[KIND] = "federated"
     return parse_federated_path(request.rel_url.raw_path)
 

@@ -223,12 +223,15 @@ class Seal:
         version = (await self._trust.state()).root.version
         if self._known[0] != version:
             roots = await self._trust.roots()
-            self._known = version, {
-                name: public_of(root.keys[name])
-                for root in roots
-                for name in root.get_delegated_role(TIMESTAMP).keyids
-                if name in root.keys
-            }
+            self._known = (
+                version,
+                {
+                    name: public_of(root.keys[name])
+                    for root in roots
+                    for name in root.get_delegated_role(TIMESTAMP).keyids
+                    if name in root.keys
+                },
+            )
         return self._known[1]
 
 
@@ -334,6 +337,10 @@ class Records:
     async def active(self) -> list[tuple[str, int]]:
         """The rounds with which something is still to be done."""
         return [(model, known.number) for model, known in (await self._known()).items() if known.active]
+
+    async def models(self) -> list[str]:
+        """The models that have had rounds, sorted."""
+        return sorted(await self._known())
 
     async def done(self, model: str, number: int) -> None:
         """Note that nothing is to be done with a round any more."""

@@ -157,3 +157,5 @@ def test_which_tensors_take_part() -> None:
     tensors = [tensor("a.w"), tensor("a.ids", "I64"), tensor("b.w", "BF16", (4,)), tensor("c.w", shape=(0, 3))]
     assert taken(tensors, ()) == {"a.w": (2, 3), "b.w": (4,)}
     assert taken(tensors, ("b.*",)) == {"b.w": (4,)}
+    twice = [replace(tensors[0], file=f"adapters/{name}/adapter_model.safetensors") for name in ("x", "y")]
+    assert taken(twice, ("adapters/x/*",)) == {"adapters/x/a.w": (2, 3)}

@@ -260,9 +260,8 @@ def test_a_kill_at_any_moment_leaves_what_was_or_what_is_pending(tmp_path: Path)
             kept = state.kept
             seen.add((kept.last, kept.pending is not None))
             named = [kept.feedback, *((kept.pending.update, kept.pending.feedback) if kept.pending else ())]
-            assert sorted(named) == sorted(
-                file.name for file in folder.iterdir() if file.name[:6] in (UPDATE[:6], FEEDBACK[:6])
-            )
+            there = [file.name for kind in (UPDATE, FEEDBACK) for file in folder.glob(f"{kind}*")]
+            assert sorted(named) == sorted(there)
             feedback(state)
             if kept.pending:
                 read(state, kept.pending.update)
