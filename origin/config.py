@@ -91,7 +91,7 @@ class FederatedSettings(BaseModel):
         default=3, ge=1, description="Refusals for values, norm or size after which a site is in quarantine."
     )
     look: float = Field(
-        default=1.0, gt=0, description="Seconds after which is looked whether a round was opened, or is over."
+        default=5.0, gt=0, description="Seconds after which is looked whether a round was opened, or is over."
     )
     memory: ByteSize = Field(default=size("256MiB"), description="Bytes that aggregating may take, about.")
     gate_timeout: float = Field(default=3600.0, gt=0, description="Seconds that a round's gate may take.")

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.errors import PublishError
 from shared.layout import piece_count
 from shared.manifest import MAX_PIECES, MIN_PIECE
 from shared.tensorfile import TensorEntry, TensorHeader, names_apart

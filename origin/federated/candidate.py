@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -203,8 +203,7 @@ def take_off(folder: Path, manifest: Manifest, parts: Iterable[tuple[str, Segmen
     """Make a model of a base: new weights = base - aggregate, in place. Raises PublishError, DiskError."""
     files = TensorFiles(folder, named(manifest.tensors))
     for name, segment, values in parts:
-        base = files.read(name, segment)
-        files.write(name, segment, base - values.astype(base.dtype).reshape(base.shape))
+        files.write(name, segment, files.read(name, segment) - values)
 
 
 # Adapters
@@ -257,7 +256,7 @@ def merge_adapter(folder: Path, manifest: Manifest, adapter: str) -> list[str]:
 def _adapter_config(file: Path) -> dict[str, Any]:
     with _disk(file):
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             known = isinstance(config, dict) and config.get("peft_type", "LORA") == "LORA"
             if not known or not isinstance(config["lora_alpha"], int | float):
                 raise ValueError("not of a LoRA adapter")
@@ -298,8 +297,7 @@ def _add_product(
     flat = product.reshape(-1)
     for segment in segments(product.shape):
         base = files.read(target, segment)
-        part = flat[segment.first : segment.first + segment.count].reshape(base.shape)
-        files.write(target, segment, base + part.astype(base.dtype))
+        files.write(target, segment, base + flat[segment.first : segment.first + segment.count].reshape(base.shape))
 
 
 def _whole(files: TensorFiles, tensors: Mapping[str, Tensor], name: str) -> Real:
@@ -308,8 +306,9 @@ def _whole(files: TensorFiles, tensors: Mapping[str, Tensor], name: str) -> Real
     shape = tensors[name].shape
     if len(shape) != 2:
         raise PublishError(f"{name}: not a matrix")
-    parts = [files.read(name, segment).reshape(-1) for segment in segments(shape)]
-    return np.concatenate(parts).reshape(shape)
+    parts: Sequence[Real] = [files.read(name, segment).reshape(-1) for segment in segments(shape)]
+    made: Real = np.concatenate(parts)
+    return made.reshape(shape[0], -1)
 
 
 @contextmanager

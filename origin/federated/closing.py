@@ -15,7 +15,6 @@ import math
 import os
 import shlex
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -37,7 +36,6 @@ from origin.federated.transitions import FINAL, Event, State
 from origin.keyring import Keyring
 from origin.publish import publish
 from origin.signing import Ref, Source
-from origin.storage import Storage
 from origin.trust_store import TrustStore
 from shared.clock import Clock
 from shared.digest import Digest
@@ -46,7 +44,7 @@ from shared.federated import taken
 from shared.manifest import Manifest, Provenance
 
 if TYPE_CHECKING:
-    from origin.federated.aggregate import Aggregation
+    from origin.federated.aggregate import Aggregation, Block
     from shared.metrics import Metrics
 
 MERGED = "-merged"
@@ -238,8 +236,8 @@ class Closing:
         return _Made(candidates, statistics, rejected, epsilon)
 
     async def _rejected(self, current: Round) -> list[Rejection]:
-        """Updates that are left out, now that all are there: of sites that were put into quarantine since, and of a norm
-        that could not be seen to be unusual when it came."""
+        """Updates that are left out, now that all are there: of sites that were put into quarantine since, and of a
+        norm that could not be seen to be unusual when it came."""
         sites, at = await self._records.sites(), self._now().isoformat(timespec="seconds")
         norms = [entry.norm for entry in current.updates.values()]
         usual = current.noise.clip if current.noise else usual_norm(norms, len(norms))
@@ -254,7 +252,7 @@ class Closing:
     async def _take_off(
         self, current: Round, chosen: Mapping[str, Entry], base: Manifest, model: Path, place: Path
     ) -> dict[str, dict[str, float]]:
-        """Change the base in ``model`` by the aggregate of the chosen updates. Gives what the rule says of each site."""
+        """Change the base in ``model`` by the aggregate of the chosen updates; what the rule says of each site."""
         from origin.federated.aggregate import Aggregation, Contribution  # numpy takes long to import
         from origin.federated.privacy import Noise, noisy
         from origin.federated.rules import TooFewSites, parse_rule, weights
@@ -276,7 +274,7 @@ class Closing:
                     raise IntegrityError(f"the store has other bytes than {site} has sent")
                 update = open_update(opened, entry.size)
                 given.append(Contribution(site, weight, entry.norm, update))
-            scratch = stack.enter_context(tempfile.TemporaryFile(dir=place))
+            scratch = stack.enter_context((place / "scratch").open("x+b"))
             clip = noise.clip if noise else None
             try:
                 parts = Aggregation(
@@ -289,7 +287,7 @@ class Closing:
                 )
             except TooFewSites as error:
                 raise TooFew(str(error)) from error
-            blocks = parts
+            blocks: Iterable[Block] = parts
             if noise:
                 blocks = noisy(parts, Noise(noise.clip, noise.multiplier).deviation(rule, len(given)))
             await asyncio.to_thread(take_off, model, base, blocks)
