@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from nearshard.federated.state import FEEDBACK, UPDATE, Kept, Pending, SiteBusy,
 from nearshard.federated.values import check_covers, of_path, of_state_dict
 from origin.federated.sites import parse_sites
 from shared.digest import digest_of
-from shared.errors import ConfigError, NearshardError, NonFinite, RequestError
+from shared.errors import ConfigError, NonFinite, RequestError
 from shared.updates.document import open_update
+from tests.cut_off import killed_at
 
 Floats = NDArray[np.float32]
 SHAPES = {"w": (40, 64), "b": (64,)}
@@ -210,32 +211,6 @@ def test_a_damaged_state_is_named(document: bytes, state: State) -> None:
         pass
 
 
-def killed_at(moment: int, act: Callable[[], object]) -> bool:
-    """Do ``act`` in another process, which is killed as it is about to do its ``moment``-th thing to the disk. Whether
-    it came to its end before."""
-    child = os.fork()
-    if not child:
-        left = [moment]
-
-        def watch(event: str, _: object) -> None:
-            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.scandir", "fcntl.flock"):
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), 9)
-
-        sys.addaudithook(watch)
-        try:
-            act()
-            os._exit(0)
-        except NearshardError:
-            os._exit(1)
-        finally:
-            os._exit(2)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, 9), status
-    return status == 0
-
-
 def test_a_kill_at_any_moment_leaves_what_was_or_what_is_pending(tmp_path: Path) -> None:
     """And what is left is taken up by the next run, which leaves no file behind."""
     base, first, second = arrays(0), arrays(1), arrays(2)
@@ -249,12 +224,12 @@ def test_a_kill_at_any_moment_leaves_what_was_or_what_is_pending(tmp_path: Path)
                 state.begin(pending(made_of(state, base, first if number == 1 else second), number))
             state.counted()
 
-    seen, done, moment = set(), False, 0
-    while not done:
-        moment += 1
-        folder = tmp_path / str(moment)
+    seen, killed, step = set(), True, 0
+    while killed:
+        step += 1
+        folder = tmp_path / str(step)
         run(folder)  # the first round is counted
-        done = killed_at(moment, lambda folder=folder: run(folder))  # type: ignore[misc]
+        killed = killed_at(step, partial(run, folder), folder)
         state = State(folder)
         with state.locked():
             kept = state.kept
@@ -278,4 +253,4 @@ def test_a_kill_at_any_moment_leaves_what_was_or_what_is_pending(tmp_path: Path)
         with expected.locked():
             for name, values in feedback(expected).items():
                 assert (values == final[name]).all()
-    assert seen == {(1, False), (1, True), (2, False)} and moment > 10
+    assert seen == {(1, False), (1, True), (2, False)} and step > 10
