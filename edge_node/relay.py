@@ -150,6 +150,9 @@ class _Body:
         except TimeoutError:
             self.failure = RequestError(code="timed_out")
             raise self.failure from None
+        except (OSError, aiohttp.ClientError, web.RequestPayloadError) as error:
+            self.failure = RequestError("the site broke off")
+            raise self.failure from error
         except RequestError as error:
             self.failure = error
             raise
