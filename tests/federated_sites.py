@@ -40,6 +40,7 @@ from shared.federated import (
     updates_path,
 )
 from shared.keys import NodeKey
+from shared.updates.codec import Codec
 from shared.updates.codecs import codec
 from shared.updates.document import write_update
 from tests.harness import Lab, Service
@@ -75,7 +76,7 @@ def ask(url: str, method: str, body: bytes | None = None, **fields: str) -> Answ
         return Answer(error.code, error.headers, json.loads(data) if data else {})
 
 
-def document(arrays: Arrays, name: str = "fp32") -> bytes:
+def document(arrays: Arrays, way: str | Codec = "fp32") -> bytes:
     """An update of these tensors."""
     file = io.BytesIO()
     shapes = {tensor: array.shape for tensor, array in arrays.items()}
@@ -83,7 +84,7 @@ def document(arrays: Arrays, name: str = "fp32") -> bytes:
         file,
         shapes,
         lambda tensor, part: arrays[tensor].reshape(-1)[part.first : part.first + part.count],
-        codec(name),
+        codec(way) if isinstance(way, str) else way,
     )
     return file.getvalue()
 

@@ -213,6 +213,7 @@ def _document(opened: Repository, model: str, revision: Any) -> dict[str, Any]:
         "refs": list(record.refs),
         "active": {ref: str(switches.path(ref)) for ref, now in switches.all().items() if now.active == revision},
         "signature": record.signature,
+        **({"provenance": manifest.provenance.record()} if manifest.provenance else {}),
         "tasks": {name: [str(path) for path in opened.task(manifest, name)] for name in held.tasks},
         "files": [
             {"path": str(path), "size": layout.size, "sha256": layout.sha256}
@@ -230,6 +231,12 @@ def _lines(document: dict[str, Any]) -> Iterable[str]:
     signature = document["signature"]
     if signature:
         yield f"  signed, version {signature['version']}, by {', '.join(key[:16] for key in signature['signatures'])}"
+    if made := document.get("provenance"):
+        yield f"  made by federated round {made['round']} of {made['sites']} sites ({made['rule']}) upon {made['base']}"
+        if rejected := made["rejected"]:
+            yield f"  refused: {', '.join(f'{count} {code}' for code, count in rejected.items())}"
+        if "epsilon" in made:
+            yield f"  differential privacy: epsilon {made['epsilon']:.3g} at delta {made['delta']:g}"
     for name, paths in document["tasks"].items():
         yield f"  task {name}: {paths[0]}"
     for file in document["files"]:

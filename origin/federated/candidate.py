@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from origin.storage import Storage
-from shared.errors import DiskError, IntegrityError, PublishError
+from shared.errors import DiskError, IntegrityError, NonFinite, PublishError
 from shared.federated import FLOATS, named
 from shared.ids import DEFAULT_TASK
 from shared.layout import Layout, Span
@@ -142,13 +142,13 @@ class TensorFiles:
             return decode_floats(opened.read(size), tensor.dtype).reshape(segment.rows, segment.columns)
 
     def write(self, name: str, segment: Segment, values: Real) -> None:
-        """Put values there, rounded to the tensor's type. Raises PublishError where they do not fit it; DiskError."""
+        """Put values there, rounded to the tensor's type. Raises NonFinite where they do not fit it; DiskError."""
         tensor = self._tensors[name]
         file, at, _ = self._place(name, segment)
         try:
             data = encode_floats(values, tensor.dtype)
         except OverflowError as error:
-            raise PublishError(f"{file.name}: {name} would have values that are not finite") from error
+            raise NonFinite(f"{file.name}: {name} would have values that are not finite") from error
         with _disk(file), file.open("r+b") as opened:
             opened.seek(at)
             opened.write(data)
@@ -200,7 +200,7 @@ def encode_floats(values: Real, dtype: str) -> bytes:
 
 
 def take_off(folder: Path, manifest: Manifest, parts: Iterable[tuple[str, Segment, Floats]]) -> None:
-    """Make a model of a base: new weights = base - aggregate, in place. Raises PublishError, DiskError."""
+    """Make a model of a base: new weights = base - aggregate, in place. Raises NonFinite, DiskError."""
     files = TensorFiles(folder, named(manifest.tensors))
     for name, segment, values in parts:
         files.write(name, segment, files.read(name, segment) - values)

@@ -39,7 +39,7 @@ from origin.signing import Ref, Source
 from origin.trust_store import TrustStore
 from shared.clock import Clock
 from shared.digest import Digest
-from shared.errors import Conflict, DiskError, IntegrityError, LocalError, NotFound, PublishError, RequestError
+from shared.errors import Conflict, DiskError, IntegrityError, LocalError, NonFinite, NotFound
 from shared.federated import taken
 from shared.manifest import Manifest, Provenance
 
@@ -182,15 +182,13 @@ class Closing:
         """Make and store the candidates, and note them."""
         try:
             made = await self._make(current)
-        except (TooFew, PublishError, RequestError) as error:
-            if error.error_code not in ("too_few_sites", "non_finite"):
-                raise
+        except (TooFew, NonFinite) as error:
             reason = str(error)
-            return await self._change(current, lambda known: self._ended(known, Event.EXPIRE, reason))
+            return await self._go(current, lambda known: self._ended(known, Event.EXPIRE, reason))
         for rejection in made.rejected:
             if rejection.code == "norm_exceeded":
                 await book.strike(self._records, rejection.site, self._settings.strikes)
-        return await self._change(
+        return await self._go(
             current,
             lambda known: known.go(
                 Event.AGGREGATE,
@@ -335,9 +333,9 @@ class Closing:
             except GateFailed as error:
                 reason = str(error)
         if reason:
-            return await self._change(current, lambda known: known.go(Event.HOLD, gate=gate, reason=reason))
+            return await self._go(current, lambda known: known.go(Event.HOLD, gate=gate, reason=reason))
         noted = await self._refs_now(current)
-        return await self._change(current, lambda known: known.go(Event.SIGN, gate=gate, candidates=noted))
+        return await self._go(current, lambda known: known.go(Event.SIGN, gate=gate, candidates=noted))
 
     async def _values(self, current: Round, gate: Gate) -> Gate:
         """What the command says of the base and of the candidate. Raises GateFailed."""
@@ -402,8 +400,8 @@ class Closing:
             if error.error_code != "ref_conflict":
                 raise
             reason = str(error)
-            return await self._change(current, lambda known: known.go(Event.HOLD, reason=reason))
-        done = await self._change(current, lambda known: self._ended(known, Event.PUBLISH, ""))
+            return await self._go(current, lambda known: known.go(Event.HOLD, reason=reason))
+        done = await self._go(current, lambda known: self._ended(known, Event.PUBLISH, ""))
         self._tell(current.model)
         return done
 
@@ -421,6 +419,10 @@ class Closing:
         await sink.move_ref(current.model, ref, manifest, before, private=current.private)
 
     # Records
+
+    async def _go(self, current: Round, edit: Callable[[Round], Round]) -> Round:
+        """The end of a step: change the record, unless somebody else has taken the step meanwhile."""
+        return await self._change(current, lambda known: edit(known) if known.state is current.state else known)
 
     async def _change(self, current: Round, edit: Callable[[Round], Round]) -> Round:
         """Change a round's record, and say so where that brought it into another state."""

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 
@@ -27,6 +28,16 @@ from shared.deltas import ways
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
 from shared.errors import ConfigError, DecodeError
+from shared.federated import (
+    OpenRound,
+    PastRound,
+    Rounds,
+    Statement,
+    encode_rounds,
+    parse_rounds,
+    parse_statement,
+    sign_statement,
+)
 from shared.ids import parse_task_id
 from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
@@ -56,6 +67,13 @@ MANIFEST = Manifest(
     },
     {"embed": Task("embed", Layout(50, ETAG, (Slice(B, 0, 50),)), "model.safetensors", ("config.json",), "vectors")},
     (Tensor("w", "F32", (2, 5), "weights/model.safetensors", (Slice(A, 60, 40),)),),
+)
+DAY = datetime(2026, 1, 2, tzinfo=UTC)
+STATEMENT = sign_statement(Statement("berlin", "acme/minilm", 3, A, bytes(16), DAY, 5, B, 9, ("int4",)), KEY)[0]
+ROUNDS = Rounds(
+    "acme/minilm",
+    OpenRound(3, A, "open", ("*.lora_*",), DAY, ("*",), 5, 10, 2, 1 << 20, 0.5, "trimmed"),
+    (PastRound(2, B, "published", 7, A, "2026-01-01"),),
 )
 OLD, PARCEL = digest_of(b"old"), digest_of(b"parcel")
 DELTAS = dataclasses.replace(
@@ -334,6 +352,10 @@ TARGETS = [
     Target("index of a bundle", decode_index, [_make_bundle()[512:].split(b"\0")[0]]),
     Target("acceptance", lambda data: _accept(text(data)), _all(["acme/minilm@main until 2027-01-31"])),
     Target("opening of a session", _opening, [OPENING]),
+    Target("statements of sites", partial(parse_statement, "acme/minilm"), [STATEMENT]),
+    Target(
+        "answers about rounds", parse_rounds, [encode_rounds(ROUNDS), encode_rounds(Rounds("acme/minilm", None))]
+    ),
     Target("shards of a session", parse_shards, [codec.encode_json({"shards": {A: 100, B: 50}})]),
     Target("parcel", _parcel, _parcels()),
     Target("trust file name", _trust_file, _all(["timestamp.json", "12.root.json", "3.acme~private.json"])),

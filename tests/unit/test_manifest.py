@@ -25,6 +25,7 @@ from shared.manifest import (
     MIN_PIECE,
     Delta,
     Manifest,
+    Provenance,
     Task,
     Tensor,
     check_path,
@@ -453,6 +454,53 @@ def test_the_sample_with_deltas_is_valid_and_has_the_content_of_the_one_without(
     assert WITH_DELTAS.content == SAMPLE and WITH_DELTAS.revision != SAMPLE.revision
     assert WITH_DELTAS.stored == {A: 100, B: 50, PARCEL: 30}, "not what deltas are upon"
     assert (WITH_DELTAS.size_of(A), WITH_DELTAS.size_of(OLD)) == (100, 65)
+
+
+# Provenance
+
+MADE = Provenance(3, digest_of(b"base"), 7, "trimmed", {"non_finite": 1, "norm_exceeded": 2}, 1.5, 1e-5)
+
+
+def changed_provenance(**changes: object) -> bytes:
+    """The sample with its provenance, and something changed of that; None takes it out."""
+    wire = copy.deepcopy(codec.decode(dataclasses.replace(SAMPLE, provenance=MADE).encoded, MAX_MANIFEST))
+    wire["provenance"] = {k: v for k, v in {**wire["provenance"], **changes}.items() if v is not None}
+    return codec.encode(wire)
+
+
+def test_provenance_comes_back_and_is_signed_with_the_rest() -> None:
+    for made in (MADE, dataclasses.replace(MADE, epsilon=None, delta=None, rejected={})):
+        manifest = dataclasses.replace(SAMPLE, provenance=made)
+        assert decode(manifest.encoded) == manifest
+        assert manifest.content == SAMPLE and manifest.revision != SAMPLE.revision
+
+
+def test_a_manifest_without_provenance_has_the_bytes_that_it_always_had() -> None:
+    assert "provenance" not in codec.decode(SAMPLE.encoded, MAX_MANIFEST)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"round": -1},
+        {"round": None},
+        {"base": "main"},
+        {"sites": 1.5},
+        {"rule": 5},
+        {"rule": "x" * 65},
+        {"rejected": []},
+        {"rejected": {"NaN here": 1}},
+        {"rejected": {"non_finite": -1}},
+        {"epsilon": None},
+        {"delta": "small"},
+        {"epsilon": -1.0},
+        {"more": 1},
+    ],
+)
+def test_provenance_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
+    assert decode(changed_provenance()).provenance == MADE
+    with pytest.raises(ManifestInvalid):
+        decode(changed_provenance(**changes))
 
 
 def entry(position: int, value: object) -> Callable[[Any], object]:
