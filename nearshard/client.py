@@ -539,6 +539,8 @@ class Client:
         examples: int = 1,
         codec: str = "",
         feedback: bool = True,
+        momentum: float = 0.0,
+        warm_up: int = 0,
         url: str = "",
         progress: Progress | None = None,
     ) -> Submitted:
@@ -548,16 +550,19 @@ class Client:
         ``trained``: a directory or a file of safetensors, or a state dict of numpy arrays or torch tensors; of its
         tensors those count that the round takes. ``site``: which one of this machine's, below ``sites``; may be left
         out where there is one. ``examples``: how many were trained on. ``codec``: by default the one that suits the
-        tensors. ``feedback``: whether what it leaves out is kept here, and added to the next update. ``url``: as of
+        tensors. ``feedback``: whether what it leaves out is kept here, and added to the next update, with ``momentum``
+        (0 to below 1). ``warm_up``: updates of this site in which a ``top`` codec sends a larger share. ``url``: as of
         ``rounds``. ``progress``: told bytes sent and bytes in all.
 
         An update that an earlier call left on its way is settled first. Raises RequestError (Rejected: by the origin),
         UpstreamError where it could not be sent to the end (the next call goes on), and as ``get``; NonFinite,
         TensorFileError, ConfigError, DiskError.
         """
+        from nearshard.federated.making import Manner
         from nearshard.federated.site import find_site
         from nearshard.federated.submitting import Submitting  # takes long to import, and most need none of it
 
+        manner = Manner(codec, feedback, momentum, warm_up)
         of = await asyncio.to_thread(find_site, site, sites)
         submitting = Submitting(of, parse_model(model), await self._sender(model, url, progress), self._clock)
         revision = as_revision(base) if is_revision(base) else await self.revision(model, parse_ref_or_revision(base))
@@ -566,7 +571,7 @@ class Client:
             return await self._base_of(model, revision, opened.tensors)
 
         given = trained if isinstance(trained, Mapping) else Path(trained)
-        return await submitting.submit(given, revision, read_base, examples=examples, codec=codec, feedback=feedback)
+        return await submitting.submit(given, revision, read_base, examples=examples, manner=manner)
 
     async def _base_of(
         self, model: str, revision: Digest, globs: Sequence[str]
@@ -834,6 +839,8 @@ class SyncClient:
         examples: int = 1,
         codec: str = "",
         feedback: bool = True,
+        momentum: float = 0.0,
+        warm_up: int = 0,
         url: str = "",
         progress: Progress | None = None,
     ) -> Submitted:
@@ -848,6 +855,8 @@ class SyncClient:
                 examples=examples,
                 codec=codec,
                 feedback=feedback,
+                momentum=momentum,
+                warm_up=warm_up,
                 url=url,
                 progress=progress,
             )

@@ -129,6 +129,12 @@ def submit_command(
         bool,
         typer.Option("--feedback/--no-feedback", help="Keep what the codec leaves out for the next update."),
     ] = True,
+    momentum: Annotated[
+        float, typer.Option("--momentum", help="Of what is kept, 0 to below 1: for codecs that send few elements.")
+    ] = 0.0,
+    warm_up: Annotated[
+        int, typer.Option("--warm-up", min=0, help="First updates in which a codec like top:0.01 sends more.")
+    ] = 0,
     site: Annotated[str | None, typer.Option("--site", help="Which of this machine's sites, if it has more.")] = None,
     sites: Sites = None,
     url: Url = "",
@@ -162,6 +168,8 @@ def submit_command(
                 examples=examples,
                 codec=codec,
                 feedback=feedback,
+                momentum=momentum,
+                warm_up=warm_up,
                 url=url,
                 progress=progress,
             )

@@ -19,7 +19,7 @@ from shared import codec
 from shared.clock import Clock
 from shared.codec import MAX_JSON
 from shared.enrolment import SIGNATURE_FIELD
-from shared.errors import CODES, DecodeError, NearshardError, RequestError, SiteClock, UpstreamError
+from shared.errors import CODES, DecodeError, NearshardError, NotFound, RequestError, SiteClock, UpstreamError
 from shared.federated import (
     MAX_SKEW,
     OFFSET_FIELD,
@@ -288,6 +288,8 @@ def _refused(url: str, answer: aiohttp.ClientResponse, body: bytes) -> Nearshard
     known = code if code in CODES and CODES[code].status == status else None
     if known is None or status >= 500:
         return UpstreamError(f"{url} answered {status}{f': {CODES[known].title}' if known else ''}", code=known)
+    if status == 404 and known == "unknown_model":
+        return NotFound(f"{CODES[known].title} ({url})", code=known)
     seconds = float(after) if after.isdecimal() and len(after) < 6 else 0.0
     return Rejected(f"{CODES[known].title} ({url})", code=known, retry_after=seconds)
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nearshard.federated.making import Made, choose_codecs, make_update
+from nearshard.federated.making import Made, Manner, choose_codecs, make_update
 from nearshard.federated.sending import Rejected, Sender, Upload
 from nearshard.federated.site import Site
 from nearshard.federated.state import Pending, State
@@ -69,8 +69,7 @@ class Submitting:
         read_base: Callable[[Digest, OpenRound], Awaitable[tuple[Manifest, Mapping[str, Values]]]],
         *,
         examples: int,
-        codec: str = "",
-        feedback: bool = True,
+        manner: Manner,
     ) -> Submitted:
         """Have what was trained upon ``base`` counted in the open round. ``read_base``: the manifest of a revision, and
         the tensors that the round takes.
@@ -84,7 +83,7 @@ class Submitting:
                 return settled
             opened, number = self._find_round(rounds, base)
             manifest, values = await read_base(base, opened)
-            made = await asyncio.to_thread(self._make, manifest, values, trained, opened, codec, feedback=feedback)
+            made = await asyncio.to_thread(self._make, manifest, values, trained, opened, manner)
             written, files = made.written, (made.update, made.feedback)
             pending = Pending(number, base, examples, written.digest, written.size, made.codecs, *files)
             await asyncio.to_thread(self._state.begin, pending)
@@ -185,15 +184,15 @@ class Submitting:
         base: Mapping[str, Values],
         trained: Path | Mapping[str, Any],
         opened: OpenRound,
-        codec: str,
-        *,
-        feedback: bool,
+        manner: Manner,
     ) -> Made:
         shapes = taken(manifest.tensors, opened.tensors)
         values = of_path(trained) if isinstance(trained, Path) else of_state_dict(trained)
         check_covers(values, shapes)
-        codecs = choose_codecs(codec, opened.codecs, feedback=feedback)
-        made = make_update(self._state, shapes, base, values, codecs, feedback=feedback)
+        codecs = choose_codecs(manner, opened.codecs, self._state.kept.rounds + 1)
+        made = make_update(
+            self._state, shapes, base, values, codecs, feedback=manner.feedback, momentum=manner.momentum
+        )
         if made.written.size > opened.max_bytes:
             raise RequestError(
                 f"the update takes {made.written.size} bytes, the round {opened.max_bytes}; a smaller --codec helps",

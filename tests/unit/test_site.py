@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import sys
 from collections.abc import Mapping
@@ -15,14 +16,17 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from nearshard.federated.making import Made, choose_codecs, make_update
+from nearshard.federated.making import Made, Manner, choose_codecs, make_update
 from nearshard.federated.site import KEY, enroll, find_site
 from nearshard.federated.state import FEEDBACK, UPDATE, Kept, Pending, SiteBusy, State
-from nearshard.federated.values import check_covers, of_path, of_state_dict
+from nearshard.federated.values import check_covers, of_file, of_path, of_state_dict
 from origin.federated.sites import parse_sites
 from shared.digest import digest_of
 from shared.errors import ConfigError, NonFinite, RequestError
-from shared.updates.document import open_update
+from shared.updates.codecs import codec
+from shared.updates.document import open_update, write_update
+from shared.updates.feedback import Feedback
+from shared.updates.segments import Segment
 from tests.cut_off import killed_at
 
 Floats = NDArray[np.float32]
@@ -143,7 +147,7 @@ def test_what_was_trained_must_be_the_model(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="safetensors"):
             of_path(path)
     with pytest.raises(RequestError, match="does not accept the codec sign, but int4, top:"):
-        choose_codecs("sign", ("int4", "top:*"), feedback=True)
+        choose_codecs(Manner("sign"), ("int4", "top:*"))
 
 
 def test_what_codecs_leave_out_is_in_the_next_update(state: State) -> None:
@@ -186,6 +190,28 @@ def test_tensors_that_a_round_does_not_take_keep_their_feedback(state: State) ->
         state.counted()
         after = feedback(state)
     assert (after["b"] == before["b"]).all() and (after["w"] != before["w"]).any()
+
+
+def test_momentum_is_kept_with_what_is_left_out(state: State) -> None:
+    """As arrays in memory would be; a share falls as the site warms up."""
+    rounds = [(arrays(n), choose_codecs(Manner("top:0.01", momentum=0.9, warm_up=3), ("*",), n)) for n in range(1, 5)]
+    assert [codecs["*"] for _, codecs in rounds][0] == "top:0.25" and rounds[-1][1]["*"] == "top:0.01"
+    base, expected = arrays(0), Feedback(momentum=0.9)
+    with state.locked():
+        for number, (trained, codecs) in enumerate(rounds, 1):
+            state.begin(pending(made_of(state, base, trained, codecs=codecs, momentum=0.9), number))
+            state.counted()
+
+            def read(name: str, segment: Segment, trained: Mapping[str, Floats] = trained) -> Floats:
+                values = (base[name] - trained[name]).reshape(-1)[segment.first : segment.first + segment.count]
+                return expected.compensate(name, segment, values.reshape(segment.rows, segment.columns))
+
+            write_update(io.BytesIO(), SHAPES, read, codec(codecs["*"]), expected.kept)
+            expected.commit()
+        found = of_file(state.path(state.kept.feedback))
+    for kind, kept in (("left", expected.left), ("velocity", expected.velocities)):
+        for name, values in kept.items():
+            assert (found[f"{kind}/{name}"].run(0, values.size) == values.reshape(-1)).all()
 
 
 def test_a_training_that_diverged_is_named_and_leaves_nothing(state: State) -> None:
