@@ -133,7 +133,7 @@ def submit_command(
         float, typer.Option("--momentum", help="Of what is kept, 0 to below 1: for codecs that send few elements.")
     ] = 0.0,
     warm_up: Annotated[
-        int, typer.Option("--warm-up", min=0, help="First updates in which a codec like top:0.01 sends more.")
+        int, typer.Option("--warm-up", min=0, help="First updates in which a codec like top:0.01:sign sends more.")
     ] = 0,
     site: Annotated[str | None, typer.Option("--site", help="Which of this machine's sites, if it has more.")] = None,
     sites: Sites = None,

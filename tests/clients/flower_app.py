@@ -39,7 +39,7 @@ def client_app(router: str, site: str, sites: Path, step: float) -> ClientApp:
     return app
 
 
-class Here(Grid):  # type: ignore[misc]
+class Here(Grid):
     """Nodes in this process; counts the bytes of arrays that Flower would carry."""
 
     def __init__(self, apps: dict[int, ClientApp]) -> None:
