@@ -20,7 +20,8 @@ from origin.commit import publisher_keys
 from origin.config import OriginSettings
 from origin.federated import sites as book
 from origin.federated.closing import Closing
-from origin.federated.records import Gate, Noise, Records, Round, Seal
+from origin.federated.documents import Gate, Noise, Round
+from origin.federated.records import Records, Seal
 from origin.federated.rounds import Opening, open_round
 from origin.federated.transitions import State
 from origin.keyring import Keyring, keys_beside, load_ring

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from origin.config import OriginSettings
+from origin.federated.records import Records, Seal
 from origin.gc import Swept, collect
 from origin.objects import Entry
 from origin.storage import Storage
@@ -50,6 +51,8 @@ def command(
     async def run() -> Swept:
         trust = TrustStore(Storage(store or settings.store))
         refs, in_force = await trust.meant(), await trust.in_force()
+        for model, revisions in (await Records(trust.storage, Seal(trust, list)).in_use()).items():
+            refs.setdefault(model, set()).update(revisions)
         return await collect(
             trust.storage,
             refs,

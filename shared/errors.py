@@ -91,7 +91,6 @@ CODES: Mapping[str, Meaning] = {
     "stale_round": Meaning(409, EXIT_USAGE, "The round is closed, or upon another revision; ask which one is open."),
     "other_update": Meaning(409, EXIT_USAGE, "The site has another update in this round."),
     "wrong_offset": Meaning(409, EXIT_USAGE, "The upload goes on at the offset that is given here."),
-    "too_few_sites": Meaning(409, EXIT_USAGE, "There are too few updates for this."),
     "gate_failed": Meaning(500, 1, "The round's gate gave no value."),
     "round_open": Meaning(409, EXIT_USAGE, "The model has a round that has not ended."),
     "round_state": Meaning(409, EXIT_USAGE, "The round is not in a state for this."),

@@ -14,8 +14,9 @@ All below ``/federated/<org>/<name>`` of an origin; an edge passes it on to its 
 =================================  ===================================================================================
 
 HEAD and PATCH carry ``Authorization: Nearshard-Update <token>``. A statement may be sent again, as it was or signed
-anew for the same body: that gives another token for the same upload, and changes nothing of what is counted. What is
-counted is one body a site in a round. The digest names an upload of one site; two sites have nothing in common.
+anew for the same body: that gives another token for the same upload, and changes nothing of what is counted. Where all
+of the body is there already, a PATCH without a byte has it looked at. What is counted is one body a site in a round.
+The digest names an upload of one site; two sites have nothing in common.
 
 An update is ``base - trained`` for each tensor that takes part, as one document (``shared.updates``); the new weights
 are ``base - aggregate``. A statement says for which round it was made. Where the round's ``late`` is above 0, one for

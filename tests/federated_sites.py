@@ -19,7 +19,8 @@ import numpy as np
 
 from origin.config import OriginSettings
 from origin.federated.closing import Closing
-from origin.federated.records import Records, Round, Seal
+from origin.federated.documents import Round
+from origin.federated.records import Records, Seal
 from origin.federated.rounds import Opening, open_round
 from origin.keyring import load_ring
 from origin.storage import Storage
@@ -65,15 +66,15 @@ class Answer:
 
 def ask(url: str, method: str, body: bytes | None = None, **fields: str) -> Answer:
     """One request."""
-    request = urllib.request.Request(url, body, {name.replace("_", "-"): value for name, value in fields.items()})
+    request = urllib.request.Request(url, body, fields)
     request.method = method
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             data = answer.read()
-            return Answer(answer.status, answer.headers, json.loads(data) if data else {})
+            return Answer(answer.status, dict(answer.headers), json.loads(data) if data else {})
     except urllib.error.HTTPError as error:
         data = error.read()
-        return Answer(error.code, error.headers, json.loads(data) if data else {})
+        return Answer(error.code, dict(error.headers), json.loads(data) if data else {})
 
 
 def document(arrays: Arrays, way: str | Codec = "fp32") -> bytes:

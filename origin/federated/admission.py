@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
 
-from origin.federated.records import Round, Site
+from origin.federated.documents import Round, Site
 from origin.federated.transitions import State
 from shared.errors import RequestError, SiteClock
 from shared.federated import MAX_SKEW, Statement, accepts

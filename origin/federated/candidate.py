@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -300,15 +300,17 @@ def _add_product(
         files.write(target, segment, base + flat[segment.first : segment.first + segment.count].reshape(base.shape))
 
 
-def _whole(files: TensorFiles, tensors: Mapping[str, Tensor], name: str) -> Real:
+def _whole(files: TensorFiles, tensors: Mapping[str, Tensor], name: str) -> npt.NDArray[np.float64]:
     import numpy as np
 
     shape = tensors[name].shape
     if len(shape) != 2:
         raise PublishError(f"{name}: not a matrix")
-    parts: Sequence[Real] = [files.read(name, segment).reshape(-1) for segment in segments(shape)]
-    made: Real = np.concatenate(parts)
-    return made.reshape(shape[0], -1)
+    whole: npt.NDArray[np.float64] = np.empty(shape)
+    flat = whole.reshape(-1)
+    for segment in segments(shape):
+        flat[segment.first : segment.first + segment.count] = files.read(name, segment).reshape(-1)
+    return whole
 
 
 @contextmanager

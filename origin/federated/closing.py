@@ -30,8 +30,12 @@ from origin.commit import LocalSink
 from origin.config import FederatedSettings
 from origin.federated import sites as book
 from origin.federated.admission import TOO_LARGE, usual_norm
+from origin.federated.aggregate import Aggregation, Block, Contribution
 from origin.federated.candidate import adapter_of, fetch_model, merge_adapter, take_off, tasks_of, write_tasks
-from origin.federated.records import Candidate, Entry, Gate, Records, Rejection, Round, folder
+from origin.federated.documents import Candidate, Entry, Gate, Rejection, Round
+from origin.federated.privacy import Noise, epsilon, noisy
+from origin.federated.records import Records, folder
+from origin.federated.rules import TooFewSites, parse_rule, weights
 from origin.federated.transitions import FINAL, Event, State
 from origin.keyring import Keyring
 from origin.publish import publish
@@ -42,9 +46,9 @@ from shared.digest import Digest
 from shared.errors import Conflict, DiskError, IntegrityError, LocalError, NonFinite, NotFound
 from shared.federated import taken
 from shared.manifest import Manifest, Provenance
+from shared.updates.document import open_update
 
 if TYPE_CHECKING:
-    from origin.federated.aggregate import Aggregation, Block
     from shared.metrics import Metrics
 
 MERGED = "-merged"
@@ -57,12 +61,6 @@ class GateFailed(LocalError):
     """A gate that gave no value."""
 
     code = "gate_failed"
-
-
-class TooFew(LocalError):
-    """Looked at together, fewer updates than the round needs are left."""
-
-    code = "too_few_sites"
 
 
 @dataclass(frozen=True)
@@ -182,13 +180,10 @@ class Closing:
         """Make and store the candidates, and note them."""
         try:
             made = await self._make(current)
-        except (TooFew, NonFinite) as error:
+        except (TooFewSites, NonFinite) as error:
             reason = str(error)
             return await self._go(current, lambda known: self._ended(known, Event.EXPIRE, reason))
-        for rejection in made.rejected:
-            if rejection.code == "norm_exceeded":
-                await book.strike(self._records, rejection.site, self._settings.strikes)
-        return await self._go(
+        now = await self._go(
             current,
             lambda known: known.go(
                 Event.AGGREGATE,
@@ -198,12 +193,18 @@ class Closing:
                 epsilon=made.epsilon,
             ),
         )
+        for rejection in made.rejected if now.candidates == made.candidates else ():
+            if rejection.code == "norm_exceeded":
+                struck = await book.strike(self._records, rejection.site, self._settings.strikes)
+                about = {"model": now.model, "round": now.number, "strikes": struck.strikes, "code": rejection.code}
+                await asyncio.to_thread(self._audit.add, "strike", rejection.site, **about)
+        return now
 
     async def _make(self, current: Round) -> _Made:
         rejected = await self._rejected(current)
         chosen = {site: entry for site, entry in current.updates.items() if site not in {r.site for r in rejected}}
         if len(chosen) < current.min_sites:
-            raise TooFew(f"{len(chosen)} of {current.min_sites} sites are left")
+            raise TooFewSites(f"{len(chosen)} of {current.min_sites} sites are left")
         base = await self._storage.manifest(current.model, current.base_revision)
         space = current.model if current.private else ""
         epsilon = await self._epsilon(current)
@@ -251,11 +252,6 @@ class Closing:
         self, current: Round, chosen: Mapping[str, Entry], base: Manifest, model: Path, place: Path
     ) -> dict[str, dict[str, float]]:
         """Change the base in ``model`` by the aggregate of the chosen updates; what the rule says of each site."""
-        from origin.federated.aggregate import Aggregation, Contribution  # numpy takes long to import
-        from origin.federated.privacy import Noise, noisy
-        from origin.federated.rules import TooFewSites, parse_rule, weights
-        from shared.updates.document import open_update
-
         rule, noise = parse_rule(current.rule), current.noise
         ages = [current.number - entry.round for entry in chosen.values()]
         examples = [entry.examples for entry in chosen.values()]
@@ -274,17 +270,14 @@ class Closing:
                 given.append(Contribution(site, weight, entry.norm, update))
             scratch = stack.enter_context((place / "scratch").open("x+b"))
             clip = noise.clip if noise else None
-            try:
-                parts = Aggregation(
-                    given,
-                    taken(base.tensors, current.tensors),
-                    rule,
-                    clip,
-                    budget=int(self._settings.memory),
-                    scratch=scratch,
-                )
-            except TooFewSites as error:
-                raise TooFew(str(error)) from error
+            parts = Aggregation(
+                given,
+                taken(base.tensors, current.tensors),
+                rule,
+                clip,
+                budget=int(self._settings.memory),
+                scratch=scratch,
+            )
             blocks: Iterable[Block] = parts
             if noise:
                 blocks = noisy(parts, Noise(noise.clip, noise.multiplier).deviation(rule, len(given)))
@@ -295,8 +288,6 @@ class Closing:
         """What this round and those before it cost together; None without noise."""
         if current.noise is None:
             return None
-        from origin.federated.privacy import epsilon  # the library takes long to import
-
         multipliers = [current.noise.multiplier]
         for number in range(1, current.number):
             before = await self._records.round(current.model, number)

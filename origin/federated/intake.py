@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import os
 import secrets
 import shutil
 from collections import OrderedDict
@@ -36,7 +37,8 @@ from origin.federated.admission import (
     judge,
     reference_norm,
 )
-from origin.federated.records import Entry, Records, Rejection, Round, update_path
+from origin.federated.documents import Entry, Rejection, Round
+from origin.federated.records import Records, update_path
 from origin.federated.transitions import State
 from shared.clock import Clock
 from shared.digest import hex_of
@@ -473,10 +475,9 @@ def _make_ready(file: Path, site: str, size: int) -> int:
         if shutil.disk_usage(file.parent).free < size:
             raise DiskError(f"{file.parent}: there is no room for {size} bytes", code="disk_full")
         with file.open("ab") as opened:
-            if opened.tell() >= size:  # all of it was there, and nobody has looked at it
+            if opened.tell() > size:
                 opened.truncate(0)
-                return 0
-            return opened.tell()
+            return opened.seek(0, os.SEEK_END)
     except OSError as error:
         raise DiskError(f"{file}: {error.strerror}") from error
 

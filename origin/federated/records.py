@@ -17,19 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from origin.federated.transitions import FINAL, Event, State, after
+from origin.federated.documents import Index, Known, Record, Round, Site, SiteBook
+from origin.federated.transitions import FINAL
 from origin.objects import Version
 from origin.signing import key_id, public_of
 from origin.storage import Storage
 from origin.trust_store import TrustStore
 from shared.digest import Digest, hex_of
-from shared.errors import Conflict, DiskError, IntegrityError, NotFound
-from shared.federated import OpenRound, PastRound
+from shared.errors import ConfigError, Conflict, IntegrityError, NotFound
 from shared.keys import SIGNATURE, NodeKey, verify
 from shared.trust_names import TIMESTAMP
 
@@ -41,156 +40,7 @@ ATTEMPTS = 64
 """Times that a change is made anew, since somebody else was faster."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-R = TypeVar("R", bound=_Record)
-
-
-class Site(_Record):
-    """A participant."""
-
-    key: str
-    """Its public key: 64 hex digits."""
-    strikes: int = 0
-    quarantined: bool = False
-
-
-class SiteBook(_Record):
-    """All sites that any round was opened for."""
-
-    sites: dict[str, Site] = {}
-
-
-class Known(_Record):
-    """A model's newest round."""
-
-    number: int
-    active: bool
-    """Whether there is anything left to do."""
-
-
-class Index(_Record):
-    """The models that have rounds."""
-
-    models: dict[str, Known] = {}
-
-
-class Entry(_Record):
-    """A counted update."""
-
-    digest: str
-    size: int
-    examples: int
-    norm: float
-    """L2, of all of it."""
-    round: int
-    """The number of the round that it was made for."""
-    path: str
-    """Where the body is."""
-    time: str
-    codecs: tuple[str, ...] = ()
-
-
-class Rejection(_Record):
-    """An update that was refused after its site was proven."""
-
-    site: str
-    code: str
-    time: str
-
-
-class Candidate(_Record):
-    """What a ref is to mean."""
-
-    revision: str
-    before: str = ""
-    """What the ref meant when the candidate was to be signed; empty for nothing."""
-
-
-class Gate(_Record):
-    """The operator's command on held-out data."""
-
-    command: str
-    margin: float
-    """By what share of its base's the candidate's value may be higher."""
-    values: tuple[float, float] | None = None
-    """Of the base and of the candidate, once it was run."""
-
-
-class Noise(_Record):
-    """Differential privacy: updates are clipped to a fixed norm, and noise is added."""
-
-    multiplier: float
-    clip: float
-    delta: float
-
-
-class Round(_Record):
-    """All there is to know of a round."""
-
-    model: str
-    number: int
-    state: State = State.OPEN
-    base: str
-    private: bool = False
-    to_ref: str
-    tensors: tuple[str, ...] = ()
-    codecs: tuple[str, ...] = ("*",)
-    rule: str = "trimmed"
-    weights: Literal["equal", "examples"] = "equal"
-    late: float = 0.0
-    min_sites: int
-    max_bytes: int
-    opened: datetime
-    deadline: datetime
-    sites: tuple[str, ...]
-    merge: bool = False
-    gate: Gate | None = None
-    noise: Noise | None = None
-    updates: dict[str, Entry] = {}
-    rejected: tuple[Rejection, ...] = ()
-    candidates: dict[str, Candidate] = {}
-    """By ref; the first is of ``to_ref``."""
-    statistics: dict[str, dict[str, float]] = {}
-    """By site, what the rule made of its update."""
-    epsilon: float | None = None
-    reason: str = ""
-    """Why it is held, or has expired."""
-    ended: str = ""
-    cleaned: bool = Field(default=False)
-    """Whether its updates are gone."""
-
-    @property
-    def base_revision(self) -> Digest:
-        """The revision that updates are upon."""
-        return Digest(self.base)
-
-    def go(self, event: Event, **changes: object) -> Round:
-        """The same, after an event. Raises Conflict (``round_state``)."""
-        return self.model_copy(update={"state": after(self.state, event), **changes})
-
-    def shown(self) -> OpenRound | PastRound:
-        """What sites are told of it."""
-        if self.state is State.OPEN:
-            return OpenRound(
-                self.number,
-                self.base_revision,
-                self.state,
-                self.tensors,
-                self.deadline,
-                self.codecs,
-                self.min_sites,
-                len(self.sites),
-                len(self.updates),
-                self.max_bytes,
-                self.late,
-                self.rule,
-            )
-        published = self.candidates.get(self.to_ref) if self.state is State.PUBLISHED else None
-        revision = Digest(published.revision) if published else None
-        return PastRound(self.number, self.base_revision, self.state, len(self.updates), revision, self.ended)
+R = TypeVar("R", bound=Record)
 
 
 class Seal:
@@ -207,7 +57,7 @@ class Seal:
         role = (await self._trust.state()).root.get_delegated_role(TIMESTAMP)
         key = next((held[name] for name in role.keyids if name in held), None)
         if key is None:
-            raise DiskError("the online key is needed to write down what happens in a round", code="no_online_key")
+            raise ConfigError("the online key is needed to write down what happens in a round", code="no_online_key")
         return bytes.fromhex(key_id(key)) + key.sign(_message(path, document)) + document
 
     async def check(self, path: str, data: bytes) -> bytes:
@@ -337,6 +187,15 @@ class Records:
     async def active(self) -> list[tuple[str, int]]:
         """The rounds with which something is still to be done."""
         return [(model, known.number) for model, known in (await self._known()).items() if known.active]
+
+    async def in_use(self) -> Mapping[str, set[Digest]]:
+        """By model the revisions that a round which has not ended needs: its base and its candidates."""
+        found = {}
+        for model, _ in await self.active():
+            known = await self.newest(model)
+            revisions = (known.base, *(candidate.revision for candidate in known.candidates.values()))
+            found[model] = {Digest(revision) for revision in revisions}
+        return found
 
     async def models(self) -> list[str]:
         """The models that have had rounds, sorted."""

@@ -14,13 +14,17 @@ from structlog.typing import FilteringBoundLogger
 
 from origin.federated.candidate import adapter_of
 from origin.federated.closing import Closing
+from origin.federated.documents import Gate, Noise, Round
 from origin.federated.intake import Intake
-from origin.federated.records import Gate, Noise, Records, Round
+from origin.federated.privacy import Noise as Protection
+from origin.federated.privacy import check_installed
+from origin.federated.records import Records
+from origin.federated.rules import TooFewSites, parse_rule
 from origin.federated.sites import enrol
-from origin.federated.transitions import State
+from origin.federated.transitions import FINAL, State
 from origin.trust_store import TrustStore
 from shared.clock import Clock
-from shared.errors import ConfigError, NearshardError
+from shared.errors import ConfigError, NearshardError, NotFound
 from shared.federated import taken
 from shared.ids import is_revision
 from shared.tasks import end
@@ -55,10 +59,6 @@ class Opening:
 
     def check(self) -> None:
         """Raises ConfigError for what contradicts itself."""
-        from origin.federated.privacy import Noise as Protection
-        from origin.federated.privacy import check_installed
-        from origin.federated.rules import TooFewSites, parse_rule
-
         rule = parse_rule(self.rule)
         try:
             rule.f(self.min_sites)
@@ -75,6 +75,8 @@ class Opening:
         if self.gate:
             _check_gate(self.gate)
         if self.noise:
+            if not 0 < self.noise.delta < 1:
+                raise ConfigError("--delta is between 0 and 1")
             if self.late or self.weights != "equal":
                 raise ConfigError("--noise goes with equal weights only: without --late and --weights examples")
             Protection(self.noise.clip, self.noise.multiplier).deviation(rule, self.min_sites)
@@ -105,6 +107,8 @@ async def open_round(records: Records, trust: TrustStore, closing: Closing, aske
         raise ConfigError(f"{asked.model} has no tensors of floats that {', '.join(asked.tensors) or 'a round'} names")
     if asked.merge:
         adapter_of(manifest, names)
+    if asked.noise:
+        await _check_accountable(records, asked.model)
     await enrol(records, asked.sites)
     dropped: list[Round] = []
 
@@ -142,6 +146,19 @@ async def open_round(records: Records, trust: TrustStore, closing: Closing, aske
     return opened
 
 
+async def _check_accountable(records: Records, model: str) -> None:
+    """Whether an epsilon can be told of all rounds together. Raises ConfigError."""
+    with suppress(NotFound):
+        last = await records.newest(model)
+        for number in range(1, last.number + 1):
+            known = await records.round(model, number)
+            if known.candidates and not known.noise:
+                raise ConfigError(
+                    f"--noise: round {number} of {model} was made without, so no epsilon holds for its sites any more;"
+                    " publish the base under another name and begin there"
+                )
+
+
 class Rounds:
     """Looks after the rounds of an origin, from start to close."""
 
@@ -161,6 +178,8 @@ class Rounds:
         self._clock, self._log, self._look, self._publishes = clock, log, look, publishes
         self._news = asyncio.Event()
         self._not_before: dict[str, float] = {}
+        self._leading: dict[str, asyncio.Task[None]] = {}
+        """By model, a gate or an aggregate of which may take long, while other models go on."""
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -170,6 +189,7 @@ class Rounds:
     async def close(self) -> None:
         """Leave off; whoever comes next goes on."""
         await end([self._watcher] if self._watcher else [])
+        await end(self._leading.values())
 
     def look_now(self) -> None:
         """Something has changed."""
@@ -191,23 +211,31 @@ class Rounds:
         opened: dict[str, int] = {}
         for model, _ in await self._records.active():
             current = await self._records.newest(model)
-            if self._not_before.get(model, 0.0) <= self._clock.monotonic():
-                current = await self._lead(current)
+            if current.state is State.OPEN:
+                current = await self._closing.end_if_over(current)
             if current.state is State.OPEN:
                 opened[model] = current.number
+            elif self._may_lead(current):
+                self._leading[model] = asyncio.create_task(self._lead(current), name=f"round of {model}")
         await self._intake.clean(opened)
 
-    async def _lead(self, current: Round) -> Round:
+    def _may_lead(self, current: Round) -> bool:
+        running = self._leading.get(current.model)
+        if (running and not running.done()) or self._not_before.get(current.model, 0.0) > self._clock.monotonic():
+            return False
+        return current.state in FINAL or (self._publishes and current.state is not State.HELD)
+
+    async def _lead(self, current: Round) -> None:
         try:
-            current = await self._closing.end_if_over(current)
-            if current.state in (State.EXPIRED, State.DISCARDED, State.PUBLISHED):
-                return await self._closing.clean(current)
-            if self._publishes and current.state is not State.OPEN:
-                return await self._closing.lead(current)
+            if current.state in FINAL:
+                await self._closing.clean(current)
+            else:
+                await self._closing.lead(current)
         except NearshardError as error:
-            self._log.warning(
-                "a round cannot be led on", model=current.model, round=current.number, code=error.error_code,
-                reason=str(error),
-            )  # fmt: skip
-            self._not_before[current.model] = self._clock.monotonic() + AGAIN
-        return current
+            self._say_failed(current, code=error.error_code, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task, so nobody else would say so
+            self._say_failed(current, exc_info=error)
+
+    def _say_failed(self, current: Round, **what: object) -> None:
+        self._log.warning("a round cannot be led on", model=current.model, round=current.number, **what)
+        self._not_before[current.model] = self._clock.monotonic() + AGAIN

@@ -6,7 +6,8 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from origin.federated.records import Records, Site
+from origin.federated.documents import Site
+from origin.federated.records import Records
 from shared.errors import BadId, ConfigError, NotFound, RequestError
 from shared.ids import parse_name
 from shared.keys import parse_public

@@ -1,5 +1,5 @@
-"""F33: whoever aggregates is killed at each step, sites die or send twice. Each site counts once in a round, a version is
-published once, and a part of an update is nothing."""
+"""F33: whoever aggregates is killed at each step, sites die or send twice. Each site counts once in a round, a version
+is published once, and a part of an update is nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 from tuf.api.metadata import Targets
 
 from origin.federated.closing import Closing
-from origin.federated.records import Records, Round
+from origin.federated.documents import Round
+from origin.federated.records import Records
 from origin.federated.transitions import State
 from origin.signing import parse
 from origin.trust_store import TrustStore
+from shared.errors import IntegrityError
 from shared.trust_names import public_role, target_path
 from tests.dying import die_at
 from tests.e2e.test_federated_rounds import publish, updates
@@ -77,7 +79,7 @@ def meanings(operator: Operator, model: str) -> list[str]:
 
 POINTS = [
     ("origin.federated.records.Records.change", 1),
-    ("origin.federated.candidate.fetch_model", 1),
+    ("origin.federated.closing.fetch_model", 1),
     ("origin.federated.closing.take_off", 1),
     ("origin.storage.Storage.put_manifest", 1),
     ("origin.federated.records.Records.change", 2),
@@ -120,7 +122,7 @@ def test_who_is_killed_while_an_update_comes_counts_it_once(lab: Lab) -> None:
     model, tensors = publish(lab, "taken")
     operator, named, given = Operator(lab), sites(5, "i"), updates(tensors, 5)
     opened = operator.open(model, named, min_sites=4)
-    words = ["--store", str(lab.store), "--federated.interval=0", "--federated.look=0.1"]
+    words = ["--store", str(lab.store), "--federated.look=0.1"]
     points = ("origin.objects.Directory.put_file", "origin.federated.records.Records.change",
               "origin.federated.intake.encode_counted")  # fmt: skip
     url = ""
@@ -156,3 +158,28 @@ def test_who_is_killed_while_an_update_comes_counts_it_once(lab: Lab) -> None:
     assert operator.close(model).state is State.PUBLISHED
     wait_until(lambda: not list(spool.glob("*")), "the part is dropped")
     assert append(origin, cut_off, document(given[4]), 5000).status in (404, 409)
+    codes = [named[4].state(origin, named[4].statement(opened, document(given[4]))) for _ in range(12)]
+    assert codes[-1].code == "slow_down" and int(codes[-1].fields["Retry-After"]) >= 1
+
+
+def test_a_record_that_the_origin_did_not_write_is_not_believed(
+    collected: tuple[Lab, Round, str], tmp_path: Path
+) -> None:
+    lab, opened, _ = collected
+    place = copy_of(lab, tmp_path)
+    operator = Operator(place)  # type: ignore[arg-type]
+    record = place.store / "federated" / opened.model / "00000001" / "round"
+    right = record.read_bytes()
+    index = (place.store / "federated" / "index").read_bytes()
+    for wrong in (right.replace(b'"min_sites":3', b'"min_sites":1'), right[:-1], index, b"", bytes(96) + right[96:]):
+        assert wrong != right
+        record.write_bytes(wrong)
+        with pytest.raises(IntegrityError):
+            operator.newest(opened.model)
+    record.write_bytes(right)
+    (body, *_) = record.parent.glob("updates/*")
+    body.write_bytes(body.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError):
+        operator.close(opened.model)
+    assert operator.discard(opened.model).state is State.DISCARDED
+    assert not list(record.parent.glob("updates/*"))

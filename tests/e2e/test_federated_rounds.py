@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+import sys
+import urllib.request
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import zstandard
 from safetensors.numpy import load_file, save_file
 
-from origin.federated.records import Gate, Round
+from origin.federated.documents import Gate, Round
 from origin.federated.sites import enrol
 from origin.federated.transitions import State
 from shared.digest import digest_of
@@ -58,7 +60,7 @@ def updates(tensors: Arrays, count: int, seed: int = 0) -> list[Arrays]:
     rng = np.random.default_rng(seed)
     return [
         {
-            name: rng.standard_normal(array.shape).astype(np.float32) * np.float32(0.01)
+            name: np.full(array.shape, 0.01, np.float32) * rng.standard_normal(array.shape, np.float32)
             for name, array in tensors.items()
         }
         for _ in range(count)
@@ -254,13 +256,13 @@ def test_a_body_goes_on_where_it_broke_off(table: Table, origin: Service) -> Non
         wrong = append(origin, offered, table.body, start)
         assert (*refused(wrong), wrong.fields[OFFSET_FIELD]) == (409, "wrong_offset", "1000")
     url, fields = origin.url + offered.document["upload"], {"Authorization": authorization(offered.document["token"])}
-    head = ask(url, "HEAD", **fields)
+    head = ask(url, "HEAD", None, **fields)
     assert (head.fields[OFFSET_FIELD], head.fields[LENGTH_FIELD]) == ("1000", str(len(table.body)))
     assert ask(url, "HEAD").status == 401
     assert ask(url, "HEAD", Authorization=authorization("x" * 43)).status == 404
     again = site.state(origin, site.statement(table.opened, table.body))
     assert again.document["offset"] == 1000
-    assert ask(url, "HEAD", **fields).status == 404, "its token is another now"
+    assert ask(url, "HEAD", None, **fields).status == 404, "its token is another now"
     assert append(origin, again, table.body).document["state"] == "counted"
 
 
@@ -274,23 +276,18 @@ def test_what_is_open_is_told(table: Table, origin: Service) -> None:
 # What becomes of a round
 
 
-def deliver(origin: Service, opened: Round, named: list[Site], given: list[Arrays], name: str = "fp32") -> None:
+def deliver(origin: Service, opened: Round, named: list[Site], given: Sequence[Arrays], name: str = "fp32") -> None:
     for site, update in zip(named, given, strict=True):
         answer = site.send(origin, opened, document(update, name), codecs=(name,))
         assert answer.document.get("state") == "counted", answer
 
 
 def wait_for(operator: Operator, model: str, state: State) -> Round:
-    def looked() -> Round | None:
-        found = operator.newest(model)
-        return found if found.state is state else None
-
-    return wait_until(looked, f"{model} {state}")
+    wait_until(lambda: operator.newest(model).state is state, f"{model} {state}")
+    return operator.newest(model)
 
 
 def files_of(lab: Lab, origin: Service, model: str, ref: str, path: str = "model.safetensors") -> Any:
-    import urllib.request
-
     file = lab.folder / "got.safetensors"
     with urllib.request.urlopen(f"{origin.url}/models/{model}/files/{ref}/{path}", timeout=30) as answer:
         file.write_bytes(answer.read())
@@ -314,8 +311,6 @@ def test_a_round_is_published_by_itself_with_its_provenance(
         clipped = [u[name] * min(1, np.median(norms) / norm) for u, norm in zip(given, norms, strict=True)]
         expected = array - np.sort(clipped, axis=0)[1:-1].mean(axis=0)
         np.testing.assert_allclose(found[name], expected, atol=1e-6)
-
-    import urllib.request
 
     with urllib.request.urlopen(f"{origin.url}/models/{model}/manifests/canary", timeout=30) as answer:
         manifest = decode(answer.read())
@@ -379,14 +374,12 @@ print(float(abs(tensors["encoder.layer.0.bias"]).sum()))
 
 
 def test_a_worse_model_is_held_until_a_person_says(shared_lab: Lab, origin: Service, operator: Operator) -> None:
-    import sys
-
     model, tensors = publish(shared_lab, "gated")
     script = shared_lab.folder / "gate.py"
     script.write_text(GATE)
     gate = Gate(command=f"{sys.executable} {script}", margin=0.01)
     bias = tensors["encoder.layer.0.bias"]
-    worse = [{"encoder.layer.0.bias": -0.1 * bias} for _ in range(3)]
+    worse: list[Arrays] = [{"encoder.layer.0.bias": -0.1 * bias} for _ in range(3)]
     named = sites(3, "g")
     options: dict[str, Any] = {"gate": gate, "tensors": ("encoder.layer.0.bias",)}
     for number, end in ((1, operator.discard), (2, operator.accept)):
@@ -402,7 +395,7 @@ def test_a_worse_model_is_held_until_a_person_says(shared_lab: Lab, origin: Serv
     assert ended.state is State.PUBLISHED
     assert operator.meaning(model)["canary"] == ended.candidates["canary"].revision
 
-    better = [{"encoder.layer.0.bias": 0.1 * bias} for _ in range(3)]
+    better: list[Arrays] = [{"encoder.layer.0.bias": 0.1 * bias} for _ in range(3)]
     opened = operator.open(model, named, **options)
     deliver(origin, opened, named, better)
     assert wait_for(operator, model, State.PUBLISHED).gate is not None
@@ -445,6 +438,29 @@ def test_an_adapter_is_published_and_merged(shared_lab: Lab, origin: Service, op
     )
     np.testing.assert_array_equal(merged["encoder.layer.0.weight"], tensors["encoder.layer.0.weight"])
     assert ask(f"{origin.url}/models/{model}/files/canary-merged/{path}", "GET").code == "unknown_file"
+
+
+def test_a_private_model_is_unknown_to_who_is_not_a_site_of_it(
+    shared_lab: Lab, origin: Service, operator: Operator
+) -> None:
+    model, folder = "closed/secret", shared_lab.folder / "secret"
+    tensors = make_model(folder, width=8)
+    shared_lab.publish(folder, model, "--private")
+    named, stranger = sites(3, "p"), Site("nobody")
+    opened, given = operator.open(model, named), updates(tensors, 3)
+    body = document(given[0])
+    assert opened.private
+    assert refused(stranger.send(origin, opened, body)) == (404, "unknown_model")
+    forged = named[0].state(origin, named[0].statement(opened, body), NodeKey.generate())
+    assert refused(forged) == (404, "unknown_model")
+    assert refused(ask(rounds_url(origin, model), "GET")) == (404, "unknown_model")
+    reader = {"Authorization": f"Bearer {shared_lab.token('closed/*:read')}"}
+    assert ask(rounds_url(origin, model), "GET", None, **reader).document["open"]["number"] == 1
+    deliver(origin, opened, named, given)
+    wait_for(operator, model, State.PUBLISHED)
+    listed = f"{origin.url}/models/{model}"
+    assert ask(listed, "GET").status == 404
+    assert ask(listed, "GET", None, **reader).document["refs"].keys() == {"main", "canary"}
 
 
 # The command

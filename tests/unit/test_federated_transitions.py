@@ -9,7 +9,7 @@ import pytest
 
 from origin.federated.admission import Duplicate, Takes, check_site, judge, reference_norm, usual_norm
 from origin.federated.candidate import decode_floats, encode_floats, write_tasks
-from origin.federated.records import Entry, Noise, Round, Site
+from origin.federated.documents import Entry, Noise, Round, Site
 from origin.federated.transitions import FINAL, TABLE, Event, State, after
 from origin.model_dir import read_tasks
 from shared.digest import digest_of

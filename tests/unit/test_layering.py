@@ -61,6 +61,9 @@ PURE = [
     "shared.federated",
     "origin.signing",
     "origin.rollout",
+    "origin.federated.transitions",
+    "origin.federated.documents",
+    "origin.federated.admission",
     "shared.rollout",
     "shared.pins",
     "shared.trials",
@@ -68,6 +71,7 @@ PURE = [
     "nearshard.doctor.checks",
     "nearshard.doctor.mending",
     "origin.hub_listing",
+    *(f"origin.federated.{name}" for name in ("rules", "aggregate", "privacy")),
 ]  # fmt: skip
 SDK = "nearshard"
 """Its ``__init__`` is the public SDK, with the runtime. Who imports a module below it by name does not use that."""
