@@ -1,11 +1,11 @@
-"""A site of federated rounds, with torch: fetch the base of the open round, train on what is here, submit the difference.
+"""A site of federated rounds, with torch: fetch the open round's base, train on what is here, submit the difference.
 
     nearshard federated enroll berlin       # once; the lines it prints go to who runs the origin
     python examples/site.py ROUTER MODEL DATA.npz --epochs 3
 
 DATA.npz has ``x`` (float32, a row an example) and ``y`` (class numbers); the model is two linear layers, with tensors
-``hidden.weight``, ``hidden.bias``, ``out.weight`` and ``out.bias``. Put your own model and training in their place: what
-counts is a state dict with the names that the model was published with.
+``hidden.weight``, ``hidden.bias``, ``out.weight`` and ``out.bias``. Put your own model and training in their place:
+what counts is a state dict with the names that the model was published with.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def make_update(
     momentum: float = 0.0,
 ) -> Made:
     """Write ``base - trained`` for these tensors, and what the codecs leave out of it, into the site's folder.
-    ``momentum``: of what waits for its turn (``shared.updates.feedback``). Raises NonFinite, RequestError, DiskError."""
+    ``momentum``: of what waits for its turn (``shared.updates.feedback``). Raises NonFinite, RequestError, DiskError.
+    """
     chosen = {glob: codec(name) for glob, name in codecs.items()}
 
     def difference(name: str, segment: Segment) -> Floats:
@@ -117,8 +118,8 @@ def make_update(
 
 
 class _Feedback:
-    """What is added to an update's segments, and a new file of what they leave out: ``left/<tensor>``, and with momentum
-    ``velocity/<tensor>``. Tensors that are not sent now keep what they have."""
+    """What is added to an update's segments, and a new file of what they leave out: ``left/<tensor>``, and with
+    momentum ``velocity/<tensor>``. Tensors that are not sent now keep what they have."""
 
     def __init__(self, file: BinaryIO, shapes: Shapes, before: Mapping[str, Values], momentum: float) -> None:
         self._file, self._before, self._momentum = file, before, momentum

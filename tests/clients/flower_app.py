@@ -1,4 +1,4 @@
-"""``python flower_app.py ROUTER SITES SITE...``: a Flower app of real Flower parts over rounds of ours, run in Flower's own
+"""``python flower_app.py ROUTER SITES SITE...``: a Flower app of real Flower parts over rounds of ours, in Flower's own
 environment. Each node is a ClientApp; only the way between server and nodes is a call. Prints what came of it, as JSON.
 """
 

@@ -1,4 +1,4 @@
-"""A real Flower app over rounds of ours: `make test-flower`. Flower has some eighty packages, and wants others of ours."""
+"""A real Flower app over rounds of ours: `make test-flower`. Flower has some eighty packages: not in every run."""
 
 from __future__ import annotations
 

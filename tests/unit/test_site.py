@@ -196,8 +196,9 @@ def test_tensors_that_a_round_does_not_take_keep_their_feedback(state: State) ->
 
 def test_momentum_is_kept_with_what_is_left_out(state: State) -> None:
     """As arrays in memory would be; a share falls as the site warms up."""
-    rounds = [(arrays(n), choose_codecs(Manner("top:0.01:sign", momentum=0.9, warm_up=3), ("*",), n)) for n in range(1, 5)]
-    assert [codecs["*"] for _, codecs in rounds][0] == "top:0.25:sign" and rounds[-1][1]["*"] == "top:0.01:sign"
+    manner = Manner("top:0.01:sign", momentum=0.9, warm_up=3)
+    rounds = [(arrays(number), choose_codecs(manner, ("*",), number)) for number in range(1, 5)]
+    assert rounds[0][1] == {"*": "top:0.25:sign"} and rounds[-1][1] == {"*": "top:0.01:sign"}
     base, expected = arrays(0), Feedback(momentum=0.9)
     with state.locked():
         for number, (trained, codecs) in enumerate(rounds, 1):
