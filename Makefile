@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TRAIN := .venv-train
 
-.PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
+.PHONY: setup demo test test-long test-flower fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
 	bench-publish bench-clients bench-delta bench-regions load simulate clean lock
 
 setup: $(STAMP)
@@ -33,6 +33,10 @@ test: setup
 test-long: setup
 	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest -m long -n 0
+
+# A real Flower app over federated rounds. Flower's packages go into an environment of their own.
+test-flower: setup
+	$(BIN)/pytest -m flower -n 0 tests/clients/test_flower.py
 
 # Every parser of network bytes, on damaged documents; a short run of it is part of `make test`.
 fuzz: setup

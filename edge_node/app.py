@@ -22,6 +22,7 @@ from edge_node.operations import Operations
 from edge_node.peers import HOP, Peers
 from edge_node.rebuild import Rebuilder, reader_of
 from edge_node.recipes import Recipes
+from edge_node.relay import Relay
 from edge_node.round_trips import RoundTrips
 from edge_node.scrub import Scrubber
 from edge_node.short_path import ShortConnection
@@ -205,4 +206,5 @@ def build_app(
     add_admin_routes(app, operations, gate, log)
     add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
     add_announce_route(app, heard)
+    Relay(sessions, settings.origin, upstreams, clock).add_routes(app)
     return app

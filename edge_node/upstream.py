@@ -185,6 +185,13 @@ class Upstreams:
             await self.link.take(size)
             await source.throttle.take(size, lambda: self.link.policy.upstreams.get(source.url, 0))
 
+    async def pass_up(self, base: str, size: int) -> None:
+        """Wait until ``size`` bytes more on their way to an origin fit into the link's policy: what goes up counts as
+        what comes down."""
+        await self.link.take(size)
+        source = next(source for source in self._above if source.url == base)
+        await source.throttle.take(size, lambda: self.link.policy.upstreams.get(base, 0))
+
     def part(self, source: Source) -> int | None:
         """Bytes that one stream of several is to be asked for; None where one stream should have it all."""
         if source.outcome is not Outcome.FILL_ORIGIN or self._clock.monotonic() < source.whole_until:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
@@ -39,15 +39,23 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "nearshard.commands.network": ("nodes", "locate", "enroll"),
     "nearshard.commands.doctor": ("doctor",),
     "nearshard.commands.accept": ("trust",),
+    "nearshard.commands.federated": ("federated",),
 }
 """Modules in the order of ``--help``, and the words of each."""
+OWN: Mapping[str, tuple[str, ...]] = {"trust": ("accept",), "federated": ("enroll", "submit", "rounds")}
+"""Second words after those of another program that are this command's."""
+
+
+def program_of(words: Sequence[str]) -> str:
+    """The module of another package that runs these words; empty for the words of this command."""
+    word, *rest = [*words, ""]
+    return PROGRAMS[word][0] if word in PROGRAMS and rest[0] not in OWN.get(word, ()) else ""
 
 
 def main() -> None:
     """Run the command; an error is one line on stderr, and its exit code."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
-    if word in PROGRAMS and sys.argv[1:3] != ["trust", "accept"]:
-        module, _ = PROGRAMS[word]
+    if module := program_of(sys.argv[1:]):
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[2:]])  # noqa: S606
     try:
         run(word)
@@ -86,7 +94,7 @@ def run(word: str) -> None:
         for module in wanted or MODULES:
             import_module(module).add_to(app)
         for name, (_, about) in PROGRAMS.items() if not wanted else ():
-            if name != "trust":
+            if name not in OWN:
                 app.command(name, help=about, add_help_option=False)(_elsewhere)
         app(prog_name="nearshard", standalone_mode=True)
     except NearshardError as error:

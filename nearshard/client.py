@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiohttp
 
@@ -85,6 +85,12 @@ from shared.web.access import is_private
 from shared.web.session import CLIENT_IDLE, Fetched, NotLetIn, Sessions
 from shared.web.tls import tls_by
 from shared.web.trusted import Trusted
+
+if TYPE_CHECKING:  # they are imported by who takes part in rounds, which most clients never do
+    from nearshard.federated.sending import Sender
+    from nearshard.federated.submitting import Submitted
+    from nearshard.federated.values import Values
+    from shared.federated import OpenRound, Rounds
 
 T = TypeVar("T")
 
@@ -513,6 +519,93 @@ class Client:
         with self._explained(model):
             return await self._guide.ask(path, take, key=model, limit=MAX_MANIFEST, missing="unknown_model")
 
+    # Federated rounds
+
+    async def rounds(self, model: str, *, url: str = "") -> Rounds:
+        """The open round of a model, and the last ones. ``url``: an edge or an origin to ask; by default the nodes
+        nearby, then the origins. Raises NotFound, RequestError, UpstreamError."""
+        sender = await self._sender(parse_model(model), url, None)
+        with self._explained(model):
+            return await sender.rounds(model)
+
+    async def submit(
+        self,
+        model: str,
+        trained: str | Path | Mapping[str, Any],
+        base: str,
+        *,
+        site: str | None = None,
+        sites: Path | None = None,
+        examples: int = 1,
+        codec: str = "",
+        feedback: bool = True,
+        momentum: float = 0.0,
+        warm_up: int = 0,
+        url: str = "",
+        progress: Progress | None = None,
+    ) -> Submitted:
+        """Send what was ``trained`` upon the revision (or ref) ``base`` to the open round, as a signed, compressed
+        difference; nothing else leaves this machine.
+
+        ``trained``: a directory or a file of safetensors, or a state dict of numpy arrays or torch tensors; of its
+        tensors those count that the round takes. ``site``: which one of this machine's, below ``sites``; may be left
+        out where there is one. ``examples``: how many were trained on. ``codec``: by default the one that suits the
+        tensors. ``feedback``: whether what it leaves out is kept here, and added to the next update, with ``momentum``
+        (0 to below 1). ``warm_up``: updates of this site in which a ``top`` codec sends a larger share. ``url``: as of
+        ``rounds``. ``progress``: told bytes sent and bytes in all.
+
+        An update that an earlier call left on its way is settled first. Raises RequestError (Rejected: by the origin),
+        UpstreamError where it could not be sent to the end (the next call goes on), and as ``get``; NonFinite,
+        TensorFileError, ConfigError, DiskError.
+        """
+        from nearshard.federated.making import Manner
+        from nearshard.federated.site import find_site
+        from nearshard.federated.submitting import Submitting  # takes long to import, and most need none of it
+
+        manner = Manner(codec, feedback, momentum, warm_up)
+        of = await asyncio.to_thread(find_site, site, sites)
+        submitting = Submitting(of, parse_model(model), await self._sender(model, url, progress), self._clock)
+        revision = as_revision(base) if is_revision(base) else await self.revision(model, parse_ref_or_revision(base))
+
+        async def read_base(revision: Digest, opened: OpenRound) -> tuple[Manifest, Mapping[str, Values]]:
+            return await self._base_of(model, revision, opened.tensors)
+
+        given = trained if isinstance(trained, Mapping) else Path(trained)
+        return await submitting.submit(given, revision, read_base, examples=examples, manner=manner)
+
+    async def _base_of(
+        self, model: str, revision: Digest, globs: Sequence[str]
+    ) -> tuple[Manifest, Mapping[str, Values]]:
+        """A revision, and the tensors of it that a round takes, from the local repository; what is missing there is
+        fetched."""
+        from nearshard.federated.values import joined
+        from shared.federated import taken
+
+        manifest = await self.manifest(model, revision)
+        wanted = taken(manifest.tensors, globs)
+        if not wanted:
+            raise RequestError(f"the round takes no tensor that {model} {revision} has", code="schema_mismatch")
+        paths = {tensor.file for tensor in manifest.tensors if tensor.name in wanted}
+        links = self.repository.files(manifest, sorted(paths))
+        await self._is_guided(manifest)
+        await self._keep(manifest, revision, links, {}, Tally(), None)
+        values = await asyncio.to_thread(joined, links)
+        return manifest, {name: values[name] for name in wanted}
+
+    async def _sender(self, model: str, url: str, progress: Progress | None) -> Sender:
+        """What asks about rounds: of ``url``, or of whom the view names, nodes nearby first."""
+        from nearshard.federated.sending import Sender
+
+        if url:
+            (given,) = parse_routers(url)
+        else:
+            await self._guide.ready()
+
+        def bases() -> Sequence[str]:
+            return [given] if url else self._guide.bases(model, immutable=True)
+
+        return Sender(self._sessions, bases, self._guide.credentials, self._clock, self._link, progress)
+
     # Fetching
 
     def _transfer(
@@ -730,6 +823,44 @@ class SyncClient:
     ) -> Got:
         """See ``Client.get``."""
         return self._run(lambda client: client.get(task_id, output, force=force, progress=progress))
+
+    def rounds(self, model: str, *, url: str = "") -> Rounds:
+        """See ``Client.rounds``."""
+        return self._run(lambda client: client.rounds(model, url=url))
+
+    def submit(
+        self,
+        model: str,
+        trained: str | Path | Mapping[str, Any],
+        base: str,
+        *,
+        site: str | None = None,
+        sites: Path | None = None,
+        examples: int = 1,
+        codec: str = "",
+        feedback: bool = True,
+        momentum: float = 0.0,
+        warm_up: int = 0,
+        url: str = "",
+        progress: Progress | None = None,
+    ) -> Submitted:
+        """See ``Client.submit``."""
+        return self._run(
+            lambda client: client.submit(
+                model,
+                trained,
+                base,
+                site=site,
+                sites=sites,
+                examples=examples,
+                codec=codec,
+                feedback=feedback,
+                momentum=momentum,
+                warm_up=warm_up,
+                url=url,
+                progress=progress,
+            )
+        )
 
     def pull(
         self,

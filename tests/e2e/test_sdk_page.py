@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Lab, make_model
+from nearshard.federated.site import enroll
+from nearshard.federated.submitting import Submitted
+from tests.harness import Lab, command, make_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "sdk.md"
 
@@ -17,8 +19,12 @@ def test_the_examples_of_the_page_run(lab: Lab, tmp_path: Path, monkeypatch: pyt
     lab.publish(tmp_path / "model", "demo/minilm")
     origin = lab.origin()
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(examples) == 6
+    assert len(examples) == 7
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEARSHARD_SITES", str(tmp_path / "sites"))
+    (tmp_path / "sites.toml").write_text(enroll("berlin").line)
+    words = ("--sites", str(tmp_path / "sites.toml"), "--store", str(lab.store), "--keys", str(lab.keys))
+    command("federated", "open", "demo/minilm", *words, "--min-sites", "1", "--rule", "mean")
     names: dict[str, object] = {"router": lab.router(origin).url}
     for example in examples:
         exec(example, names)
@@ -30,3 +36,5 @@ def test_the_examples_of_the_page_run(lab: Lab, tmp_path: Path, monkeypatch: pyt
     assert (loaded["embeddings.weight"][1:] == tensors["embeddings.weight"][1:]).all()
     assert (tmp_path / "minilm" / "model.safetensors").read_bytes() == whole
     assert (tmp_path / "embed" / "tokenizer.json").exists()
+    done = names["done"]
+    assert isinstance(done, Submitted) and done.round == 1 and done.size < done.full / 20
