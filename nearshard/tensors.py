@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nearshard.placing import on_disk
-from shared.errors import LocalError, TensorFileError
+from shared.errors import LocalError, MissingPackage, TensorFileError
 from shared.tensorfile import PREFIX, TensorEntry, header_length, parse_header
 
 Framework = Literal["numpy", "torch"]
@@ -32,12 +32,6 @@ TORCH: Mapping[str, str] = {
 }  # fmt: skip
 Make = Callable[[mmap.mmap, int, TensorEntry], Any]
 """An array of a tensor that begins at that byte of the mapped file."""
-
-
-class MissingPackage(LocalError):
-    """A package that is needed for what was asked, and is not installed."""
-
-    code = "missing_package"
 
 
 class UnknownDtype(LocalError):

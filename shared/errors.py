@@ -61,10 +61,13 @@ CODES: Mapping[str, Meaning] = {
     "forbidden": Meaning(403, EXIT_AUTH, "The token is not for this."),
     "no_session": Meaning(401, EXIT_AUTH, "A publishing session is needed; it has ended or was never there."),
     "not_publisher": Meaning(403, EXIT_AUTH, "This key may not publish for this organisation."),
-    "bad_signature": Meaning(401, EXIT_AUTH, "The node's signature is not valid."),
+    "bad_signature": Meaning(401, EXIT_AUTH, "The signature is not valid."),
     "stale_nonce": Meaning(401, EXIT_AUTH, "Sign again with the nonce that is given here."),
     "not_enrolled": Meaning(403, EXIT_AUTH, "The node is not enrolled."),
     "not_as_enrolled": Meaning(403, EXIT_AUTH, "The node's URL, region or weight is not as it was enrolled."),
+    "unknown_site": Meaning(401, EXIT_AUTH, "The site is not enrolled here."),
+    "not_in_round": Meaning(403, EXIT_AUTH, "The site is enrolled, but not for a round of this model."),
+    "quarantined": Meaning(403, EXIT_AUTH, "The site's updates were refused too often; the operator can pardon it."),
     "certificate_needed": Meaning(403, EXIT_AUTH, "The certificate of the node that asks is needed here."),
     "unknown_path": Meaning(404, EXIT_NOT_FOUND, "Nothing is served at this path."),
     "unknown_model": Meaning(404, EXIT_NOT_FOUND, "There is no such model."),
@@ -75,18 +78,32 @@ CODES: Mapping[str, Meaning] = {
     "unknown_node": Meaning(404, EXIT_NOT_FOUND, "There is no such node."),
     "unknown_metadata": Meaning(404, EXIT_NOT_FOUND, "There is no such metadata."),
     "unknown_role": Meaning(404, EXIT_NOT_FOUND, "Nobody is delegated to sign this."),
+    "unknown_upload": Meaning(404, EXIT_NOT_FOUND, "There is no such upload; send the statement again."),
+    "no_round": Meaning(404, EXIT_NOT_FOUND, "The model has no such round."),
     "method_not_allowed": Meaning(405, EXIT_USAGE, "The method is not allowed here; see Allow."),
     "not_acceptable": Meaning(406, EXIT_USAGE, "No representation matches Accept."),
     "timed_out": Meaning(408, EXIT_NETWORK, "The request was not received in time."),
     "stale_heartbeat": Meaning(409, EXIT_USAGE, "A later heartbeat of the node was heard already."),
+    "unknown_codec": Meaning(422, EXIT_USAGE, "The codec of an update is not known, or not accepted here."),
     "ref_conflict": Meaning(409, EXIT_USAGE, "Somebody else has moved this ref meanwhile."),
     "stale_metadata": Meaning(409, EXIT_USAGE, "Somebody else has signed meanwhile; sign again on top of that."),
     "other_visibility": Meaning(409, EXIT_USAGE, "The model is public where it should be private, or the other way."),
+    "stale_round": Meaning(409, EXIT_USAGE, "The round is closed, or upon another revision; ask which one is open."),
+    "other_update": Meaning(409, EXIT_USAGE, "The site has another update in this round."),
+    "wrong_offset": Meaning(409, EXIT_USAGE, "The upload goes on at the offset that is given here."),
+    "round_open": Meaning(409, EXIT_USAGE, "The model has a round that has not ended."),
+    "round_state": Meaning(409, EXIT_USAGE, "The round is not in a state for this."),
+    "too_few_sites": Meaning(409, EXIT_USAGE, "There are fewer updates than the rule of the round needs."),
     "precondition_failed": Meaning(412, EXIT_USAGE, "If-Match names another version."),
     "too_large": Meaning(413, EXIT_USAGE, "The body is larger than is allowed here."),
     "unsupported_type": Meaning(415, EXIT_USAGE, "The body's type or encoding is not accepted here."),
     "range_not_satisfiable": Meaning(416, EXIT_USAGE, "The byte range cannot be satisfied."),
     "expectation_failed": Meaning(417, EXIT_USAGE, "The expectation cannot be met."),
+    "bad_update": Meaning(422, EXIT_USAGE, "The statement or the update is not acceptable."),
+    "schema_mismatch": Meaning(422, EXIT_USAGE, "The update's tensors are not those of the round."),
+    "non_finite": Meaning(422, EXIT_USAGE, "The update has a value that is not finite."),
+    "norm_exceeded": Meaning(422, EXIT_USAGE, "The update is far larger than those of other sites."),
+    "slow_down": Meaning(429, EXIT_NETWORK, "Too many statements of one site; come back in a moment."),
     "try_again": Meaning(429, EXIT_NETWORK, "This cannot be had right now; come back in a moment."),
     "http_version": Meaning(505, EXIT_USAGE, "Only HTTP/1.0 and HTTP/1.1 are spoken here."),
     # a source's mistake
@@ -101,7 +118,7 @@ CODES: Mapping[str, Meaning] = {
     "equivocation_detected": Meaning(502, EXIT_INTEGRITY, "Two different metadata were signed as the same version."),
     "mixed_metadata": Meaning(502, EXIT_INTEGRITY, "Signed metadata is put together from different states."),
     "metadata_expired": Meaning(502, EXIT_INTEGRITY, "The signed metadata has expired, and nobody has newer."),
-    "clock_skew": Meaning(502, EXIT_INTEGRITY, "The clock here is wrong, so signed metadata cannot be judged."),
+    "clock_skew": Meaning(502, EXIT_INTEGRITY, "A clock is wrong, so what is signed with a time cannot be judged."),
     "metadata_invalid": Meaning(502, EXIT_INTEGRITY, "Signed metadata breaks its own rules."),
     "metadata_too_large": Meaning(502, EXIT_INTEGRITY, "Signed metadata is larger than is allowed."),
     "bad_certificate": Meaning(502, EXIT_NETWORK, "A source's certificate, or the one shown to it, is not accepted."),
@@ -195,6 +212,12 @@ class NotFound(RequestError):
     code = "unknown_path"
 
 
+class NonFinite(RequestError):
+    """Values that are NaN or infinite, or would be where they are decoded."""
+
+    code = "non_finite"
+
+
 class MetadataInvalid(RequestError):
     """Signed metadata that is malformed, or not signed by whom it must be."""
 
@@ -205,6 +228,23 @@ class Conflict(RequestError):
     """Somebody else was first; the code says whether signing again helps."""
 
     code = "stale_metadata"
+
+
+class SiteClock(RequestError):
+    """A statement of a site whose clock, or this one's, is wrong. The code is that of ``ClockSkew``; here it is the
+    request that is not taken, so the status is another."""
+
+    code = "clock_skew"
+
+    def __init__(self, message: str = "", *, public: Mapping[str, object] | None = None) -> None:
+        super().__init__(message, public=public)
+        self.meaning = self.meaning._replace(status=401, exit_code=EXIT_AUTH)
+
+
+class SchemaMismatch(RequestError):
+    """An update whose tensors have other names, types or shapes than the round's."""
+
+    code = "schema_mismatch"
 
 
 class UpstreamError(NearshardError):
@@ -330,6 +370,12 @@ class ConfigError(LocalError):
     """A setting that cannot be used; the message names the file and the key."""
 
     code = "bad_config"
+
+
+class MissingPackage(LocalError):
+    """A package that is needed for what was asked, and is not installed."""
+
+    code = "missing_package"
 
 
 class DiskError(LocalError):

@@ -51,7 +51,7 @@ async def read_body(request: web.Request) -> bytes:
 
 def problem(code: str, request_id: str, error: NearshardError | None = None) -> web.Response:
     """The problem document of an error (RFC 9457); nothing in it comes from the request."""
-    meaning = CODES[code]
+    meaning = error.meaning if error else CODES[code]
     document = {
         "type": f"urn:nearshard:error:{code}",
         "title": meaning.title,

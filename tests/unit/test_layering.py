@@ -26,6 +26,10 @@ PURE = [
         f"shared.parcels.{name}"
         for name in ("kinds", "streams", "methods", "lowrank", "container", "encoding", "decoding")
     ),
+    *(
+        f"shared.updates.{name}"
+        for name in ("segments", "codec", "codecs", "packing", "planes", "blocks", "document")
+    ),
     "origin.cutting",
     "origin.pairing",
     "edge_node.gaps",
@@ -53,6 +57,7 @@ PURE = [
     "shared.trust_chain",
     "shared.nonces",
     "shared.publishing",
+    "shared.federated",
     "origin.signing",
     "origin.rollout",
     "shared.rollout",
