@@ -65,10 +65,10 @@ def plans() -> dict[str, Plan]:
     """All arms, by name."""
     found = {
         "whole": Plan(Arm("all weights, fp32")),
-        "sign": Plan(Arm("all weights, sign", ["sign"]), "whole", saved=98.3, loss=0.0),
-        "top-10": Plan(Arm("all weights, top 10 % sign", ["top:0.1:sign"]), "whole", saved=98.3, loss=0.0),
+        "sign": Plan(Arm("all weights, sign", ["sign"], HEAD), "whole", saved=98.3, loss=0.0),
+        "top-10": Plan(Arm("all weights, top 10 % sign", ["top:0.1:sign"], HEAD), "whole", saved=98.3, loss=0.0),
         "top-1": Plan(
-            Arm("all weights, top 1 % sign, momentum", WARM_UP, momentum=0.5), "whole", saved=99.5, loss=0.5
+            Arm("all weights, top 1 % sign, momentum", WARM_UP, HEAD, momentum=0.5), "whole", saved=99.5, loss=0.5
         ),
         "whole-trimmed": Plan(Arm("all weights, fp32, trimmed mean", rule="trimmed"), "whole"),
         "adapters": Plan(Arm("adapters, fp32"), "whole", lora=True),
@@ -86,6 +86,8 @@ def plans() -> dict[str, Plan]:
     return found
 
 
+HEAD = {"classifier.*": "int8"}
+"""The head learns most, and is few bytes."""
 WARM_UP = ("top:0.04:sign", "top:0.03:sign", "top:0.02:sign", "top:0.015:sign", "top:0.0125:sign")
 """Shares that are sent in the first rounds, and in all others."""
 
@@ -199,3 +201,179 @@ def settings(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
 def accuracy(right: str) -> float:
     """The share that is right."""
     return right.count("1") / len(right)
+
+
+# All arms
+
+
+def run_all(names: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """What came of each arm, run in processes of their own unless it is known. Raises BenchmarkError."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in names if options.again or known(name, options) is None]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for name, code in zip(missing, pool.map(lambda name: in_process(name, options), missing), strict=True):
+            if code:
+                raise BenchmarkError(f"the arm {name} failed")
+    return {name: known(name, options) for name in names}
+
+
+def known(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """What came of an arm with these settings before."""
+    file: Path = options.out / f"{name}.json"
+    if not file.exists():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found if found["settings"] == settings(plans()[name], options) else None
+
+
+def in_process(name: str, options: argparse.Namespace) -> int:
+    """Run an arm; the exit code."""
+    command = [sys.executable, "-m", "loadtests.bench_federated", "--arm", name, "--python", str(options.python)]
+    command += ["--out", str(options.out), "--rounds", str(options.rounds), "--short", str(options.short)]
+    command += ["--layers", str(options.layers), *["--quick"] * options.quick]
+    return subprocess.run(command, cwd=ROOT, timeout=TRAINING).returncode
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm's result beside that of the arm that it is compared with."""
+
+    plan: Plan
+    accuracy: float
+    saved: float
+    """Of full updates in fp32, in %, over all sites and rounds."""
+    largest: int
+    """Bytes of the largest update."""
+    mean: float
+    """Bytes of an update."""
+    error: float
+    """Standard error of the accuracy, in points."""
+    difference: float | None = None
+    difference_error: float = 0.0
+    """In points of accuracy; the standard error is that of the differences by sentence."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether both goals are met; None without goals."""
+        if self.plan.loss is None or self.difference is None:
+            return None
+        allowed = self.plan.loss or self.difference_error
+        return self.saved >= self.plan.saved and self.difference >= -allowed
+
+
+def row(plan: Plan, made: Mapping[str, Any], against: Mapping[str, Any] | None) -> Row:
+    """An arm's row."""
+    right = digits(made["right"])
+    sizes = np.array(made["sizes"], float)
+    found = {
+        "accuracy": float(right.mean()),
+        "saved": 100 * (1 - float(sizes.mean()) / WHOLE),
+        "largest": int(sizes.max()),
+        "mean": float(sizes.mean()),
+        "error": 100 * float(right.std()) / math.sqrt(len(right)),
+    }
+    if against is None:
+        return Row(plan, **found)
+    each = right - digits(against["right"])
+    error = 100 * float(each.std()) / math.sqrt(len(each))
+    return Row(plan, **found, difference=100 * float(each.mean()), difference_error=error)
+
+
+def digits(text: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Zeros and ones as numbers."""
+    return np.array([float(digit) for digit in text])
+
+
+def show(made: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """The tables."""
+    rows = {name: row(plans()[name], found, made.get(plans()[name].against)) for name, found in made.items()}
+    out = console()
+    out.print(compression([one for one in rows.values() if not one.plan.short], options))
+    if any(one.plan.short for one in rows.values()):
+        out.print(hostile(rows, options))
+    out.print(f"{processor()}; {SITES} sites, {options.layers} layers")
+
+
+def compression(rows: Sequence[Row], options: argparse.Namespace) -> Table:
+    """What is saved, and what it costs."""
+    table = Table(title=f"After {options.rounds} rounds; saved of {WHOLE / 1e6} MB a site and round")
+    table.add_column("sent")
+    columns = ("kB", "largest, kB", "saved, %", "accuracy, %", "difference, points", "goals: saved, loss", "met")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in rows:
+        goal = f"{one.plan.saved} %, {one.plan.loss or 'none'}" if one.plan.loss is not None else ""
+        table.add_row(
+            one.plan.arm.title,
+            f"{one.mean / 1e3:.0f}",
+            f"{one.largest / 1e3:.0f}",
+            f"{one.saved:.2f}",
+            f"{100 * one.accuracy:.1f} ± {one.error:.1f}",
+            "" if one.difference is None else f"{one.difference:+.1f} ± {one.difference_error:.1f}",
+            goal,
+            {None: "", True: "yes", False: "NO"}[one.met],
+        )
+    return table
+
+
+def hostile(rows: Mapping[str, Row], options: argparse.Namespace) -> Table:
+    """What hostile sites do to the default rule and to the plain mean."""
+    table = Table(title=f"Adapters, int4, {options.short} rounds: accuracy, %, with hostile sites")
+    table.add_column("hostile of 10")
+    for column in ("attack", "default (trimmed mean)", "plain mean"):
+        table.add_column(column, justify="right")
+    by_arm: dict[tuple[int, str], dict[str, Row]] = {}
+    for one in rows.values():
+        if one.plan.short:
+            by_arm.setdefault((one.plan.arm.hostile, one.plan.arm.attack), {})[one.plan.arm.rule] = one
+    for (sites, attack), found in sorted(by_arm.items()):
+        cells = (f"{100 * found[rule].accuracy:.1f} ± {found[rule].error:.1f}" if rule in found else "" for rule in RULES)
+        table.add_row(str(sites), attack or "none", *cells)
+    return table
+
+
+RULES = ("trimmed", "mean")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.bench_federated", description=__doc__.partition("\n")[0])
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="that has torch, to train with")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results are kept; .demo/federated")
+    parser.add_argument("--again", action="store_true", help="run again what was run")
+    parser.add_argument("--quick", action="store_true", help="few arms and rounds, for which the goals are not meant")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help=f"of these only: {', '.join(plans())}")
+    parser.add_argument("--rounds", type=int, help="20; quick: 2")
+    parser.add_argument("--short", type=int, help="rounds of adapters with hostile sites: 8; quick: 2")
+    parser.add_argument("--layers", type=int, default=6, help="of the encoder that are used")
+    parser.add_argument("--jobs", type=int, default=2, help="arms at a time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every figure")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out = options.out or ROOT / ".demo" / ("federated-quick" if options.quick else "federated")
+    options.rounds = options.rounds or (2 if options.quick else 20)
+    options.short = options.short or (2 if options.quick else 8)
+    return options
+
+
+QUICK = ("whole", "sign", "adapters", "adapters-int4", "scaled-3-trimmed", "scaled-3-mean")
+
+
+def main() -> None:
+    """Run the benchmark, or one arm of it."""
+    options = arguments()
+    if options.arm:
+        run(options.arm, options)
+        return
+    names = options.arms or (QUICK if options.quick else list(plans()))
+    try:
+        made = run_all(names, options)
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")
+    show(made, options)
+    if options.json:
+        options.json.write_text(json.dumps(made, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

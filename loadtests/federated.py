@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -45,6 +45,8 @@ class Arm:
     title: str
     codecs: Sequence[str] = ()
     """Of each round, the last one of all that follow; none: updates as they are."""
+    apart: Mapping[str, str] = field(default_factory=dict)
+    """Codecs of tensors, by globs of names, in every round."""
     feedback: bool = True
     momentum: float = 0.0
     """Of the sites (Deep Gradient Compression), with feedback."""
@@ -142,7 +144,8 @@ class Sender:
             values = taken(update[name], segment)
             return self._feedback.compensate(name, segment, values) if self._feedback else values
 
-        written = write_update(file, shapes, read, codec(name), self._feedback.kept if self._feedback else None)
+        codecs = {glob: codec(other) for glob, other in self._arm.apart.items()} | {"*": codec(name)}
+        written = write_update(file, shapes, read, codecs, self._feedback.kept if self._feedback else None)
         return open_update(file, written.size), written.size
 
 

@@ -1,0 +1,103 @@
+"""``make bench-federated``: that its rounds and tables mean what they say, with sites that train a small model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from loadtests.bench_federated import Plan, row
+from loadtests.federated import ATTACKS, Arm, State, federate, norm
+
+SITES, CLASSES, FEATURES, ROUNDS = 10, 5, 40, 15
+
+
+class Regression:
+    """Logistic regression. Each site has mostly two of the classes."""
+
+    def __init__(self) -> None:
+        chance = np.random.default_rng(3)
+        centres = chance.normal(0, 0.45, (CLASSES, FEATURES))
+        shares = [np.roll(0.1 + 0.9 * (np.arange(CLASSES) < 2), site) for site in range(SITES)]
+        labels = [chance.choice(CLASSES, 60, p=share / share.sum()) for share in shares]
+        self._sites = [(centres[known] + chance.normal(0, 1, (60, FEATURES)), known) for known in labels]
+        known = chance.integers(0, CLASSES, 1000)
+        self._held_out = centres[known] + chance.normal(0, 1, (1000, FEATURES)), known
+
+    def first(self) -> State:
+        return {"bias": np.zeros(CLASSES, np.float32), "weight": np.zeros((FEATURES, CLASSES), np.float32)}
+
+    def train(self, state: State, site: int, number: int, *, flip: bool) -> State:
+        seen, known = self._sites[site]
+        target = np.eye(CLASSES)[CLASSES - 1 - known if flip else known]
+        weight, bias = state["weight"].copy(), state["bias"].copy()
+        for _ in range(3):
+            scores = np.exp(seen @ weight + bias)
+            wrong = (scores / scores.sum(1, keepdims=True) - target) / len(known)
+            weight -= (0.3 * seen.T @ wrong).astype(np.float32)
+            bias -= (0.3 * wrong.sum(0)).astype(np.float32)
+        return {"bias": bias, "weight": weight}
+
+    def accuracy(self, state: State) -> float:
+        seen, known = self._held_out
+        return float(((seen @ state["weight"] + state["bias"]).argmax(1) == known).mean())
+
+
+def trained(arm: Arm) -> tuple[float, int]:
+    """The accuracy after all rounds, and the bytes of all sites' updates."""
+    regression = Regression()
+    rounds = list(federate(arm, regression, ROUNDS, SITES))
+    assert [done.number for done in rounds] == list(range(1, ROUNDS + 1))
+    return regression.accuracy(rounds[-1].state), sum(sum(done.sizes) for done in rounds)
+
+
+WHOLE = Arm("whole")
+
+
+def test_feedback_makes_up_for_what_codecs_drop() -> None:
+    accuracy, size = trained(WHOLE)
+    assert size == ROUNDS * SITES * (FEATURES + 1) * CLASSES * 4
+    assert accuracy > 0.6
+    with_feedback = Arm("sign", ["top:0.1:sign"])
+    found, sent = trained(with_feedback)
+    assert found > accuracy - 0.03 > trained(replace(with_feedback, feedback=False))[0]
+    assert sent < size
+
+
+def test_a_codec_for_each_round_and_the_last_one_for_the_others() -> None:
+    arm = Arm("warm-up", ["fp32", "int4"])
+    assert [arm.codec(number) for number in (1, 2, 3)] == ["fp32", "int4", "int4"]
+    assert WHOLE.codec(1) == ""
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_default_rule_holds_where_the_mean_does_not(attack: str) -> None:
+    hostile = Arm("hostile", ["int4"], rule="trimmed", attack=attack, hostile=2)
+    accuracy, _ = trained(WHOLE)
+    assert trained(hostile)[0] > accuracy - 0.1
+    if attack in ("scaled", "noise"):
+        assert trained(replace(hostile, rule="mean", clip=False))[0] < accuracy - 0.15
+
+
+def test_colluding_sites_stay_inside_the_norm() -> None:
+    chance = np.random.default_rng(5)
+    own = [{"x": chance.normal(0, 1, (4, 4)).astype(np.float32)} for _ in range(3)]
+    sent = ATTACKS["colluding"](own, chance)
+    assert norm(sent[0]) == pytest.approx(np.mean([norm(update) for update in own]), rel=1e-5)
+    assert all(np.array_equal(update["x"], sent[0]["x"]) for update in sent)
+
+
+def test_goals() -> None:
+    plan = Plan(WHOLE, "whole", saved=99.0, loss=0.0)
+    against = {"right": "1" * 90 + "0" * 10, "sizes": [[1]]}
+
+    def met(right: str, size: int, plan: Plan = plan) -> bool | None:
+        return row(plan, {"right": right, "sizes": [[size, size]]}, against).met
+
+    fewer = "1" * 88 + "0" * 11 + "1"  # one point, of two wrong and one right: a standard error of 1.7
+    assert met(fewer, 908_000) is True
+    assert met(fewer, 910_000) is False  # more than a hundredth of 90.9 MB
+    assert met("1" * 85 + "0" * 15, 908_000) is False
+    assert met("1" * 85 + "0" * 15, 908_000, replace(plan, loss=6.0)) is True
+    assert met(fewer, 1, Plan(WHOLE)) is None
