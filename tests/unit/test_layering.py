@@ -67,6 +67,7 @@ PURE = [
     "nearshard.doctor.checks",
     "nearshard.doctor.mending",
     "origin.hub_listing",
+    *(f"origin.federated.{name}" for name in ("rules", "aggregate", "privacy")),
 ]  # fmt: skip
 SDK = "nearshard"
 """Its ``__init__`` is the public SDK, with the runtime. Who imports a module below it by name does not use that."""

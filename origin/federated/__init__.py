@@ -1,0 +1,1 @@
+"""Federated rounds at the origin: sites' updates are taken in, made one, and published as a revision."""
