@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 TRAIN := .venv-train
 
 .PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
-	bench-publish bench-clients bench-delta simulate clean lock
+	bench-publish bench-clients bench-delta bench-federated simulate clean lock
 
 setup: $(STAMP)
 
@@ -72,6 +72,10 @@ bench-publish: setup
 bench-delta: setup $(TRAIN)/.ready
 	scripts/need xdelta3 bsdiff
 	$(BIN)/python -m loadtests.bench_delta --python $(TRAIN)/bin/python $(ARGS)
+
+# Two hours on two cores; `make bench-federated ARGS=--quick` is a few minutes. What was run before is kept in .demo/federated.
+bench-federated: setup $(TRAIN)/.ready
+	$(BIN)/python -m loadtests.bench_federated --python $(TRAIN)/bin/python $(ARGS)
 
 $(TRAIN)/.ready: loadtests/requirements-train.txt
 	$(PYTHON) -m venv $(TRAIN)

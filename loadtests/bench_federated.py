@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 SITES = 10
 WHOLE = 90.9e6
 """Bytes of a full update in fp32, which savings are against."""
-EVERY, SAMPLE, HELD_OUT = 4, 500, 3000
+EVERY, SAMPLE, HELD_OUT = 5, 300, 2000
 """Rounds between two looks at the first held-out sentences; of these; all."""
 SHARED_MEMORY = Path("/dev/shm")
 TRAINING = 4 * 3600.0

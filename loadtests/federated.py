@@ -146,6 +146,8 @@ class Sender:
 
         codecs = {glob: codec(other) for glob, other in self._arm.apart.items()} | {"*": codec(name)}
         written = write_update(file, shapes, read, codecs, self._feedback.kept if self._feedback else None)
+        if self._feedback:
+            self._feedback.commit()
         return open_update(file, written.size), written.size
 
 

@@ -59,11 +59,11 @@ PARTS = (
 )
 SEED, SITES, SKEW = 7, 10, 0.3
 """``SKEW`` is the parameter of the Dirichlet distribution: 0 is one site for each class, infinity all alike."""
-SENTENCES, HELD_OUT = 1100, 3000
+SENTENCES, HELD_OUT = 1100, 2000
 """Sentences of each part at most; those of all that are held out."""
-TOKENS, BATCH, STEPS = 24, 8, 4
+TOKENS, BATCH, STEPS = 16, 8, 3
 """The most tokens of a sentence that are looked at; sentences of a step; steps of a site in a round."""
-RATE, LORA_RATE, HEAD_RATE = 1e-4, 1e-3, 2.0
+RATE, LORA_RATE, HEAD_RATE = 1.5e-4, 1.5e-3, 2.0
 """AdamW's rates, without weight decay: it would move every weight, also of words that no site has. Of the head that of
 plain gradient descent: AdamW's steps are as large for classes that a site has hardly any examples of as for the others,
 and sites undo each other's."""
