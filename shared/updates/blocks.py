@@ -63,7 +63,7 @@ class Blocks(Codec):
         return reach
 
     def _narrow(self, integers: Bytes) -> Bytes:
-        return integers if self._bits == 8 else _nibbles(integers)
+        return integers if self._bits == 8 else packing.nibbles(integers)
 
     def _decode(self, data: memoryview, rows: int, columns: int) -> Floats:
         count = rows * columns
@@ -72,7 +72,7 @@ class Blocks(Codec):
         if self._bits == 8:
             integers = packing.unsqueeze(second, count).view(np.int8)
         else:
-            integers = _from_nibbles(packing.unsqueeze(second, -(-count // 2)), count)
+            integers = packing.from_nibbles(packing.unsqueeze(second, -(-count // 2)), count)
         if len(integers) and integers.min() < -self._most:
             raise DecodeError("an integer that no encoder makes")
         return _scaled(integers, packing.scales(codes), self._size, self._most)
@@ -84,24 +84,6 @@ def _scaled(integers: npt.NDArray[Any], scales: Floats, size: int, most: int) ->
     values *= np.float32(1 / most)
     values *= scales[:, None]
     return values.reshape(-1)[: len(integers)]
-
-
-def _nibbles(integers: Bytes) -> Bytes:
-    """The lower halves of bytes, two in one."""
-    if len(integers) % 2:
-        integers = np.append(integers, np.uint8(0))
-    packed: Bytes = (integers[0::2] & np.uint8(15)) | (integers[1::2] << np.uint8(4))
-    return packed
-
-
-def _from_nibbles(packed: Bytes, count: int) -> npt.NDArray[np.int8]:
-    """The ``count`` integers again, with their signs."""
-    both = np.empty((len(packed), 2), np.uint8)
-    np.left_shift(packed, np.uint8(4), out=both[:, 0])
-    np.bitwise_and(packed, np.uint8(0xF0), out=both[:, 1])
-    integers = both.reshape(-1).view(np.int8)
-    integers >>= 4
-    return integers[:count]
 
 
 class Ternary(Codec):

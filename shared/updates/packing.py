@@ -122,6 +122,24 @@ def unpack(stream: memoryview, count: int) -> Integers:
     return unsqueeze(rest, count * width).view(_KINDS[width].integer)
 
 
+def nibbles(integers: Bytes) -> Bytes:
+    """The lower halves of bytes, two in one."""
+    if len(integers) % 2:
+        integers = np.append(integers, np.uint8(0))
+    packed: Bytes = (integers[0::2] & np.uint8(15)) | (integers[1::2] << np.uint8(4))
+    return packed
+
+
+def from_nibbles(packed: Bytes, count: int) -> npt.NDArray[np.int8]:
+    """The ``count`` integers again, with their signs."""
+    both = np.empty((len(packed), 2), np.uint8)
+    np.left_shift(packed, np.uint8(4), out=both[:, 0])
+    np.bitwise_and(packed, np.uint8(0xF0), out=both[:, 1])
+    integers = both.reshape(-1).view(np.int8)
+    integers >>= 4
+    return integers[:count]
+
+
 # Scales are float32 with four bits of fraction: their upper twelve bits without the sign.
 _CUT = 19
 _MOST = (1 << 31 - _CUT) - (1 << 23 - _CUT) - 1

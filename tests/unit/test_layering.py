@@ -28,7 +28,8 @@ PURE = [
     ),
     *(
         f"shared.updates.{name}"
-        for name in ("segments", "codec", "codecs", "packing", "planes", "blocks", "document")
+        for name in ("segments", "codec", "codecs", "packing", "planes", "blocks", "steps", "top", "lowrank",
+            "lifted", "document", "feedback")
     ),
     "origin.cutting",
     "origin.pairing",
