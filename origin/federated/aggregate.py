@@ -59,8 +59,8 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class SiteStatistics:
-    """How one site's update fared. Robust rules cannot tell an attacker from an honest site with other data: this is for
-    people to look at over rounds, not to be acted on by itself."""
+    """How one site's update fared. Robust rules cannot tell an attacker from an honest site with other data: this is
+    for people to look at over rounds, not to be acted on by itself."""
 
     site: str
     share: float
@@ -151,9 +151,9 @@ class Aggregation:
         """``tensors``: names and shapes of what the updates have; ``clip``: the norm that they are scaled down to, by
         default the median of theirs.
 
-        ``budget``: bytes for decoded values. Where one segment of all sites is more, they are written to ``scratch`` (an
-        empty file, open for reading and writing; a segment of each site at a time) and read from there in parts;
-        without one, each part is decoded anew. ``workers``: threads. Raises TooFewSites.
+        ``budget``: bytes for decoded values. Where one segment of all sites is more, they are written to ``scratch``
+        (a file, open for reading and writing; a segment of each site at a time) and read from there in parts; without
+        one, each part is decoded anew. ``workers``: threads. Raises TooFewSites.
         """
         finite = sorted((one for one in contributions if math.isfinite(one.norm)), key=lambda one: one.site)
         self.refused = tuple(sorted(one.site for one in contributions if not math.isfinite(one.norm)))
@@ -172,8 +172,11 @@ class Aggregation:
         self._chosen = self._sites
 
     def __iter__(self) -> Iterator[Block]:
-        """The blocks. Raises what reading the updates does, and NonFinite where the result is not finite, as sums of huge
-        values are not."""
+        """The blocks. Raises what reading the updates does, and NonFinite where the result is not finite, as sums of
+        huge values are not."""
+        self._square, self._sampled = 0.0, 0
+        for site in self._sites:
+            site.inner, site.outside = 0.0, 0
         if self.rule.name == "krum":
             self._choose()
         combine = self._combiner()

@@ -61,7 +61,7 @@ def sensitivity(rule: Rule, sites: int, clip: float) -> float:
     hides one site would hide the result.
     """
     if rule.name == "krum":
-        raise ConfigError("noise goes with the rules trimmed, median and mean: one site can turn over all that krum chose")
+        raise ConfigError("noise goes with trimmed, median and mean: one site can turn over all that krum chose")
     return 2 * clip / rule.kept(sites)
 
 

@@ -41,8 +41,9 @@ class Rule:
     """One of the rules, and how many hostile sites it is set for (None: by the number of sites).
 
     ``trimmed``: of each element, the f largest and the f smallest values are left out, and the rest averaged. Every
-    element of the result lies between the smallest and the largest value of the honest sites, whatever the weights; with
-    equal weights, and ``h`` their sorted values, between the means of ``h[0 : n - 2f]`` and of ``h[-(n - 2f) :]``.
+    element of the result lies between the smallest and the largest value of the honest sites, whatever the weights;
+    with equal ones, and ``h`` the honest sites' values in order, between the means of the ``n - 2f`` first and of the
+    ``n - 2f`` last of ``h``.
 
     ``median``: the same with all but the middle one or two left out, so up to ``f = (n - 1) // 2``. Has no weights.
 
@@ -106,8 +107,8 @@ def scale(norm: float, clip: float) -> float:
 
 
 def weights(examples: Sequence[int], ages: Sequence[int], *, by_examples: bool, late: float) -> list[float]:
-    """The weight of each site, of which only ratios count: equal, or by the examples that it says it has, which count up
-    to twice the median of all; times ``late`` for each round that its update is old."""
+    """The weight of each site, of which only ratios count: equal, or by the examples that it says it has, which count
+    up to twice the median of all; times ``late`` for each round that its update is old."""
     import numpy as np
 
     most = MOST_EXAMPLES * float(np.median(examples)) if examples else 0.0
@@ -160,7 +161,7 @@ def _weighted(values: Sequence[Floats], f: int, shares: Sequence[float]) -> Comb
     for low, high, *_ in exchanges(len(lanes), f):
         a, b = lanes[low], lanes[high]
         lanes[low], lanes[high] = np.minimum(a, b), np.maximum(a, b)
-        # The bits in which the weights differ, where they are to be swapped: ten times faster than to choose by branches.
+        # The bits in which the weights differ, where they are to be swapped: ten times faster than np.where.
         swapped = (carried[low] ^ carried[high]) & -(a > b).astype(np.int32)
         carried[low], carried[high] = carried[low] ^ swapped, carried[high] ^ swapped
     middle = slice(f, len(lanes) - f)

@@ -46,7 +46,10 @@ def test_noise_that_cannot_be(clip: float, multiplier: float) -> None:
 
 
 def blocks() -> list[Block]:
-    return [Block("w", segment, np.full((segment.rows, segment.columns), 7, np.float32)) for segment in segments((3, 99_999))]
+    return [
+        Block("w", segment, np.full((segment.rows, segment.columns), 7, np.float32))
+        for segment in segments((3, 99_999))
+    ]
 
 
 def test_the_noise_is_normal_and_of_its_size() -> None:
@@ -67,9 +70,9 @@ def test_the_noise_is_new_each_time_and_again_the_same_by_its_key() -> None:
 
 
 def test_epsilon_is_the_published_one() -> None:
-    """4.530877117 is the multiplier that the accountant's authors give for exactly epsilon 1 at delta 1e-6. 3.730632 gives
-    1 at 1e-5 by the exact analysis (Balle and Wang, Improving the Gaussian Mechanism, 2018), which accounting by Rényi
-    orders must not go below, and stays within a tenth of."""
+    """4.530877117 is the multiplier that the accountant's authors give for exactly epsilon 1 at delta 1e-6. 3.730632
+    gives 1 at 1e-5 by the exact analysis (Balle and Wang, Improving the Gaussian Mechanism, 2018), which accounting by
+    Rényi orders must not go below, and stays within a tenth of."""
     pytest.importorskip("dp_accounting")
     assert epsilon([4.530877117], 1e-6) == pytest.approx(1.0, abs=1e-4)
     assert 1.0 <= epsilon([3.730632], 1e-5) <= 1.1

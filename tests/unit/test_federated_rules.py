@@ -169,5 +169,3 @@ def test_hostile_sites_that_a_rule_is_set_for(text: str, sites: int, f: int) -> 
 def test_too_few_sites(text: str, sites: int) -> None:
     with pytest.raises(TooFewSites):
         parse_rule(text).f(sites)
-
-
