@@ -7,8 +7,8 @@ are the bytes of the documents. One arm has no compression; the others begin wit
 what is sent, or in who is hostile. After the last round each model is tested on the same held-out sentences; the
 standard error of a difference between two arms is that of the sentences' differences.
 
-Arms run beside each other, ``--jobs`` at a time, one thread each. Those that were run before with the same settings and
-code's constants are not run again (``--again``).
+Arms run beside each other, ``--jobs`` at a time, one thread each. Those that were run before with the same settings are
+not run again (unless with ``--again``). At last, ``loadtests/bench_aggregate.py``: updates of 1 GB made one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from loadtests.demo import fetch_model
 from loadtests.federated import ATTACKS, Arm, State, federate
 from loadtests.report import console, note, processor
 from loadtests.services import BenchmarkError, workspace
+from shared.updates.codecs import warm_up
 
 ROOT = Path(__file__).parent.parent
 SITES = 10
@@ -68,7 +69,7 @@ def plans() -> dict[str, Plan]:
         "sign": Plan(Arm("all weights, sign", ["sign"], HEAD), "whole", saved=98.3, loss=0.0),
         "top-10": Plan(Arm("all weights, top 10 % sign", ["top:0.1:sign"], HEAD), "whole", saved=98.3, loss=0.0),
         "top-1": Plan(
-            Arm("all weights, top 1 % sign, momentum", WARM_UP, HEAD, momentum=0.5), "whole", saved=99.5, loss=0.5
+            Arm("all weights, top 1.5 % sign, momentum", SPARSE, HEAD, momentum=0.5), "whole", saved=99.5, loss=0.5
         ),
         "whole-trimmed": Plan(Arm("all weights, fp32, trimmed mean", rule="trimmed"), "whole"),
         "adapters": Plan(Arm("adapters, fp32"), "whole", lora=True),
@@ -88,8 +89,8 @@ def plans() -> dict[str, Plan]:
 
 HEAD = {"classifier.*": "int8"}
 """The head learns most, and is few bytes."""
-WARM_UP = ("top:0.04:sign", "top:0.03:sign", "top:0.02:sign", "top:0.015:sign", "top:0.0125:sign")
-"""Shares that are sent in the first rounds, and in all others."""
+SPARSE = [warm_up("top:0.015:sign", number, 5, 0.04) for number in range(1, 7)]
+"""What is sent in the first rounds, and in all others."""
 
 
 # The trainer
@@ -373,6 +374,9 @@ def main() -> None:
     show(made, options)
     if options.json:
         options.json.write_text(json.dumps(made, indent=1) + "\n")
+    if not options.arms:
+        aggregate = [sys.executable, "-m", "loadtests.bench_aggregate", *["--gigabytes", "0.1"] * options.quick]
+        sys.exit(subprocess.run(aggregate, cwd=ROOT).returncode)
 
 
 if __name__ == "__main__":
