@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ from rich.table import Table
 from safetensors.numpy import load_file, save_file
 
 from loadtests.demo import fetch_model
-from loadtests.federated import ATTACKS, Arm, State, federate
+from loadtests.federated import ATTACKS, Arm, Federation, State
 from loadtests.report import console, note, processor
 from loadtests.services import BenchmarkError, workspace
 from shared.updates.codecs import warm_up
@@ -167,29 +168,56 @@ def text_of(options: argparse.Namespace) -> Path:
 
 
 def run(name: str, options: argparse.Namespace) -> None:
-    """Train an arm and write what came of it."""
+    """Train an arm and write what came of it; every few rounds also all that it takes to go on from there."""
     plan = plans()[name]
     rounds = options.short if plan.short else options.rounds
-    began, sizes, seen = time.monotonic(), list[Sequence[int]](), list[tuple[int, float, float]]()
     within = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     with workspace(f"federated-{name}", within) as directory, trainer(options, directory, plan, rounds) as torch:
-        for done in federate(plan.arm, torch, rounds, SITES):
-            sizes.append(done.sizes)
+        federation = Federation(plan.arm, torch, SITES)
+        figures = resumed(name, options, federation) or {"settings": settings(plan, options), "sizes": [], "seen": []}
+        while federation.number < rounds:
+            began = time.process_time()
+            done = federation.step()
+            figures["sizes"].append(done.sizes)
+            note(f"{name}: round {done.number}, {np.mean(done.sizes):.0f} B, {time.process_time() - began:.1f} s here")
             if done.number % EVERY == 0 or done.number == rounds:
                 rows = HELD_OUT if done.number == rounds and not options.quick else SAMPLE
                 right, loss = torch.evaluate(done.state, rows)
-                seen.append((done.number, accuracy(right), loss))
+                figures["seen"].append((done.number, accuracy(right), loss))
                 note(f"{name}: round {done.number}, accuracy {accuracy(right):.3f}, loss {loss:.3f}")
-    figures = {
-        "settings": settings(plan, options),
-        "sizes": sizes,
-        "seen": seen,
-        "right": right,
-        "seconds": time.monotonic() - began,
-    }
-    half = options.out / f"{name}.half"
+                if done.number < rounds:
+                    checkpoint(name, options, federation, figures)
+    write(options.out / f"{name}.json", figures | {"right": right})
+    for left in options.out.glob(f"{name}.half-*"):
+        shutil.rmtree(left)
+
+
+def checkpoint(name: str, options: argparse.Namespace, federation: Federation, figures: Mapping[str, Any]) -> None:
+    """Keep a round's state, instead of the one before."""
+    folder: Path = options.out / f"{name}.half-{federation.number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    federation.save(folder)
+    write(folder / "figures.json", figures)
+    for other in options.out.glob(f"{name}.half-*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def resumed(name: str, options: argparse.Namespace, federation: Federation) -> dict[str, Any] | None:
+    """Go on from the last state that was kept with these settings. Gives its figures."""
+    for file in options.out.glob(f"{name}.half-*/figures.json"):
+        found: dict[str, Any] = json.loads(file.read_text())
+        if found["settings"] == settings(plans()[name], options):
+            federation.resume(file.parent, len(found["sizes"]))
+            return found
+    return None
+
+
+def write(file: Path, figures: Mapping[str, Any]) -> None:
+    """Figures, whole or not at all."""
+    half = file.with_suffix(".part")
     half.write_text(json.dumps(figures) + "\n")
-    half.replace(options.out / f"{name}.json")
+    half.replace(file)
 
 
 def settings(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
@@ -328,7 +356,9 @@ def hostile(rows: Mapping[str, Row], options: argparse.Namespace) -> Table:
         if one.plan.short:
             by_arm.setdefault((one.plan.arm.hostile, one.plan.arm.attack), {})[one.plan.arm.rule] = one
     for (sites, attack), found in sorted(by_arm.items()):
-        cells = (f"{100 * found[rule].accuracy:.1f} ± {found[rule].error:.1f}" if rule in found else "" for rule in RULES)
+        cells = (
+            f"{100 * found[rule].accuracy:.1f} ± {found[rule].error:.1f}" if rule in found else "" for rule in RULES
+        )
         table.add_row(str(sites), attack or "none", *cells)
     return table
 

@@ -10,10 +10,12 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
 
 from origin.federated.aggregate import Aggregation, Contribution, Readable, measure
 from origin.federated.rules import parse_rule
@@ -150,6 +152,22 @@ class Sender:
             self._feedback.commit()
         return open_update(file, written.size), written.size
 
+    def left(self) -> dict[str, Floats]:
+        """What it keeps for the next round."""
+        if self._feedback is None:
+            return {}
+        kinds = {"left": self._feedback.left, "velocity": self._feedback.velocities}
+        return {f"{kind}/{name}": x for kind, arrays in kinds.items() for name, x in arrays.items()}
+
+    def resume(self, left: Mapping[str, Floats]) -> None:
+        """Take what was kept for the next round."""
+        kinds: dict[str, dict[str, Floats]] = {"left": {}, "velocity": {}}
+        for name, x in left.items():
+            kind, _, tensor = name.partition("/")
+            kinds[kind][tensor] = x
+        if self._feedback is not None:
+            self._feedback = Feedback(kinds["left"], kinds["velocity"], momentum=self._arm.momentum)
+
 
 # Rounds
 
@@ -165,25 +183,47 @@ class Round:
     """Bytes of the update of each site."""
 
 
+class Federation:
+    """Sites and the origin of an arm, round after round."""
+
+    def __init__(self, arm: Arm, trainer: Trainer, sites: int) -> None:
+        self.arm, self.number, self.state = arm, 0, trainer.first()
+        self._trainer = trainer
+        self._senders = [Sender(arm) for _ in range(sites)]
+
+    def step(self) -> Round:
+        """The next round."""
+        self.number += 1
+        found = updates(self.arm, self._trainer, self.state, self.number, len(self._senders))
+        sent = [sender.send(update, self.number) for sender, update in zip(self._senders, found, strict=True)]
+        self.state = applied(self.arm, self.state, [update for update, _ in sent])
+        return Round(self.number, self.state, [size for _, size in sent])
+
+    def save(self, directory: Path) -> None:
+        """Write all that the next rounds depend on into a new directory."""
+        directory.mkdir(parents=True)
+        save_file(dict(self.state), directory / "state")
+        for place, sender in enumerate(self._senders):
+            save_file(sender.left(), directory / f"site-{place}")
+
+    def resume(self, directory: Path, number: int) -> None:
+        """Go on after round ``number``, as it was saved."""
+        self.number, self.state = number, load_file(directory / "state")
+        for place, sender in enumerate(self._senders):
+            sender.resume(load_file(directory / f"site-{place}"))
+
+
 def federate(arm: Arm, trainer: Trainer, rounds: int, sites: int) -> Iterator[Round]:
     """Train for so many rounds."""
-    state = trainer.first()
-    senders = [Sender(arm) for _ in range(sites)]
-    for number in range(1, rounds + 1):
-        sent = [
-            sender.send(update, number)
-            for sender, update in zip(senders, updates(arm, trainer, state, number, sites), strict=True)
-        ]
-        state = applied(arm, state, [update for update, _ in sent])
-        yield Round(number, state, [size for _, size in sent])
+    federation = Federation(arm, trainer, sites)
+    for _ in range(rounds):
+        yield federation.step()
 
 
 def applied(arm: Arm, state: State, sent: Sequence[Readable]) -> State:
     """The state after the updates of a round were made one, as the origin does it."""
     shapes = {name: x.shape for name, x in state.items()}
-    given = [
-        Contribution(f"site-{place}", 1.0, measure(update, shapes), update) for place, update in enumerate(sent)
-    ]
+    given = [Contribution(f"site-{place}", 1.0, measure(update, shapes), update) for place, update in enumerate(sent)]
     new = {name: x.copy() for name, x in state.items()}
     for name, segment, values in Aggregation(given, shapes, parse_rule(arm.rule), None if arm.clip else math.inf):
         taken(new[name], segment)[...] -= values

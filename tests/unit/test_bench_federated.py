@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loadtests.bench_federated import Plan, row
-from loadtests.federated import ATTACKS, Arm, State, federate, norm
+from loadtests.federated import ATTACKS, Arm, Federation, State, federate, norm
 
 SITES, CLASSES, FEATURES, ROUNDS = 10, 5, 40, 15
 
@@ -63,6 +64,19 @@ def test_feedback_makes_up_for_what_codecs_drop() -> None:
     found, sent = trained(with_feedback)
     assert found > accuracy - 0.02 > trained(replace(with_feedback, feedback=False))[0]
     assert sent < size / 4
+
+
+def test_what_was_saved_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
+    arm = Arm("top", ["top:0.05:sign"], momentum=0.5)
+    whole = Federation(arm, Regression(), SITES)
+    for _ in range(3):
+        whole.step()
+    whole.save(tmp_path / "3")
+    other = Federation(arm, Regression(), SITES)
+    other.resume(tmp_path / "3", 3)
+    done, again = whole.step(), other.step()
+    assert done.number == again.number == 4
+    assert all(np.array_equal(done.state[name], again.state[name]) for name in done.state)
 
 
 def test_a_codec_for_each_round_and_the_last_one_for_the_others() -> None:
