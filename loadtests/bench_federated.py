@@ -1,4 +1,4 @@
-"""``make bench-federated``: a federated fine-tune of a real model, with and without compression, and with hostile sites.
+"""``make bench-federated``: a federated fine-tune of a real model; with compression, and with hostile sites.
 
 all-MiniLM-L6-v2 learns from which of twenty parts of libraries a docstring is (``loadtests/train_federated.py``). Ten
 sites have the text, split by class as a Dirichlet distribution has it. In a round each site takes the model, trains a

@@ -86,7 +86,7 @@ def _noise_like(update: State, chance: np.random.Generator) -> State:
 
 
 def _collude(updates: Sequence[State], _: np.random.Generator) -> Sequence[State]:
-    """All the same: against the mean of theirs, at the mean of their norms (Xie et al. 2020, inner product manipulation)."""
+    """All the same: against the mean of theirs, at the mean of their norms (Xie et al. 2020)."""
     middle = {name: np.mean([update[name] for update in updates], axis=0) for name in updates[0]}
     size = float(np.mean([norm(update) for update in updates]))
     factor = np.float32(-size / max(norm(middle), 1e-30))

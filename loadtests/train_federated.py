@@ -1,9 +1,9 @@
-"""What the sites of ``make bench-federated`` train, and how well its result does; run in a virtual environment of its own.
+"""What the sites of ``make bench-federated`` train, and how well it does; run in a virtual environment of its own.
 
-The task: which part of which library does a sentence come from? There are as many classes as ``PARTS``; the sentences are
-those of the docstrings in the environment itself, as in ``train_versions``, and no two are the same. Each class is split
-over the sites by a draw from a Dirichlet distribution (Hsu et al. 2019), so sites see few of the classes, and each
-others. What is held out is drawn from all.
+The task: which part of which library does a sentence come from? There are as many classes as ``PARTS``; the sentences
+are those of the docstrings in the environment itself, as in ``train_versions``, and no two are the same. Each class is
+split over the sites by a draw from a Dirichlet distribution (Hsu et al. 2019), so sites see few of the classes, and
+each others. What is held out is drawn from all.
 
 Commands come as lines of JSON on stdin, and each is answered by a line on stdout once it is done:
 
@@ -89,7 +89,7 @@ def sentences(part: str) -> list[str]:
 
 
 def prepare(model: Path, out: Path) -> None:
-    """Tokens and labels of all sentences, held out ones first, in ``out``; once, since reading the libraries is slow."""
+    """Tokens and labels of all sentences, held out ones first, in ``out``; once, since reading libraries is slow."""
     known: dict[str, int] = {}
     for label, part in enumerate(PARTS):
         for sentence in sentences(part):
@@ -176,7 +176,7 @@ class Classifier(torch.nn.Module):
                 yield ADAPTER + name if self.lora and name.startswith("bert.") else name.removeprefix("bert."), weight
 
     def take(self, state: State, tokens: torch.Tensor) -> None:
-        """Go on from a state; only the words in ``tokens`` are needed. Others have no gradient: nothing would move them."""
+        """Go on from a state. Only the words in ``tokens`` are needed: nothing would move the others."""
         if not self.lora:
             self.rows = torch.unique(torch.cat((tokens.flatten(), torch.tensor([0]))))
             words = state["embeddings.word_embeddings.weight"][self.rows]
