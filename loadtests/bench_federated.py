@@ -76,20 +76,23 @@ def plans() -> dict[str, Plan]:
         "adapters": Plan(Arm("adapters, fp32"), "whole", lora=True),
         "adapters-int4": Plan(Arm("adapters, int4", ["int4"]), "adapters", lora=True, saved=99.6, loss=0.0),
     }
-    for rule in ("trimmed", "mean"):
-        clean = Arm(f"adapters, int4, {rule}, none hostile", ["int4"], rule=rule, clip=rule != "mean")
-        found[f"clean-{rule}"] = Plan(clean, "", lora=True, short=True)
-    for hostile in (1, 3):
-        for attack in ATTACKS:
-            for rule in ("trimmed", "mean"):
+    for hostile in (0, 1, 3):
+        for attack in ATTACKS if hostile else [""]:
+            for rule in RULES if hostile == 3 else [*RULES][:2]:
                 arm = Arm(attack, ["int4"], rule=rule, clip=rule != "mean", attack=attack, hostile=hostile)
-                name = f"{attack.replace(' ', '-')}-{hostile}-{rule}"
-                found[name] = Plan(arm, "clean-mean", lora=True, short=True)
+                name = f"{attack.replace(' ', '-') or 'clean'}-{hostile}-{rule}"
+                found[name] = Plan(arm, lora=True, short=True)
     return found
 
 
 HEAD = {"classifier.*": "int8"}
 """The head learns most, and is few bytes."""
+RULES = {
+    "trimmed": "default: clipped, trimmed mean",
+    "mean": "plain mean",
+    "trimmed:3": "trimmed mean for 3",
+}
+"""What hostile sites meet. The plain mean clips nothing."""
 SPARSE = [warm_up("top:0.015:sign", number, 5, 0.04) for number in range(1, 7)]
 """What is sent in the first rounds, and in all others."""
 
@@ -349,7 +352,7 @@ def hostile(rows: Mapping[str, Row], options: argparse.Namespace) -> Table:
     """What hostile sites do to the default rule and to the plain mean."""
     table = Table(title=f"Adapters, int4, {options.short} rounds: accuracy, %, with hostile sites")
     table.add_column("hostile of 10")
-    for column in ("attack", "default (trimmed mean)", "plain mean"):
+    for column in ("attack", *RULES.values()):
         table.add_column(column, justify="right")
     by_arm: dict[tuple[int, str], dict[str, Row]] = {}
     for one in rows.values():
@@ -361,9 +364,6 @@ def hostile(rows: Mapping[str, Row], options: argparse.Namespace) -> Table:
         )
         table.add_row(str(sites), attack or "none", *cells)
     return table
-
-
-RULES = ("trimmed", "mean")
 
 
 def arguments() -> argparse.Namespace:

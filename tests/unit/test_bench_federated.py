@@ -11,7 +11,7 @@ import pytest
 from loadtests.bench_federated import Plan, row
 from loadtests.federated import ATTACKS, Arm, Federation, State, federate, norm
 
-SITES, CLASSES, FEATURES, ROUNDS = 10, 5, 40, 15
+SITES, CLASSES, FEATURES, ROUNDS = 10, 5, 40, 10
 
 
 class Regression:
@@ -66,6 +66,12 @@ def test_feedback_makes_up_for_what_codecs_drop() -> None:
     assert sent < size / 4
 
 
+def test_few_elements_need_the_mean() -> None:
+    """Of what one site alone sends of an element, the robust rules leave nothing; so they are not for ``top``."""
+    sparse = Arm("top", ["top:0.05:sign"])
+    assert trained(sparse)[0] > trained(replace(sparse, rule="trimmed"))[0] + 0.05
+
+
 def test_what_was_saved_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
     arm = Arm("top", ["top:0.05:sign"], momentum=0.5)
     whole = Federation(arm, Regression(), SITES)
@@ -85,7 +91,7 @@ def test_a_codec_for_each_round_and_the_last_one_for_the_others() -> None:
     assert WHOLE.codec(1) == ""
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", ["scaled", "label flip", "colluding"])
 def test_the_default_rule_against_hostile_sites(attack: str) -> None:
     hostile = Arm("hostile", ["int4"], rule="trimmed", attack=attack, hostile=2)
     held = trained(hostile)[0]
