@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,8 @@ def settings(plan: Plan, options: argparse.Namespace) -> dict[str, Any]:
     """What an arm's result depends on."""
     rounds = options.short if plan.short else options.rounds
     made = asdict(plan.arm) | {"lora": plan.lora, "rounds": rounds, "layers": options.layers, "quick": options.quick}
-    return json.loads(json.dumps(made))  # as it is read again
+    as_read: dict[str, Any] = json.loads(json.dumps(made))
+    return as_read
 
 
 def accuracy(right: str) -> float:
@@ -297,18 +298,19 @@ def row(plan: Plan, made: Mapping[str, Any], against: Mapping[str, Any] | None) 
     """An arm's row."""
     right = digits(made["right"])
     sizes = np.array(made["sizes"], float)
-    found = {
-        "accuracy": float(right.mean()),
-        "saved": 100 * (1 - float(sizes.mean()) / WHOLE),
-        "largest": int(sizes.max()),
-        "mean": float(sizes.mean()),
-        "error": 100 * float(right.std()) / math.sqrt(len(right)),
-    }
+    found = Row(
+        plan,
+        accuracy=float(right.mean()),
+        saved=100 * (1 - float(sizes.mean()) / WHOLE),
+        largest=int(sizes.max()),
+        mean=float(sizes.mean()),
+        error=100 * float(right.std()) / math.sqrt(len(right)),
+    )
     if against is None:
-        return Row(plan, **found)
+        return found
     each = right - digits(against["right"])
     error = 100 * float(each.std()) / math.sqrt(len(each))
-    return Row(plan, **found, difference=100 * float(each.mean()), difference_error=error)
+    return replace(found, difference=100 * float(each.mean()), difference_error=error)
 
 
 def digits(text: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

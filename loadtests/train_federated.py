@@ -23,7 +23,7 @@ import json
 import random
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -278,7 +278,11 @@ def main() -> None:
         Examples(tokens[:HELD_OUT], labels[:HELD_OUT]),
         split(text["labels"][HELD_OUT:]),
     )
-    commands = {"begin": bench.begin, "train": bench.train, "evaluate": bench.evaluate}
+    commands: dict[str, Callable[..., dict[str, object]]] = {
+        "begin": bench.begin,
+        "train": bench.train,
+        "evaluate": bench.evaluate,
+    }
     for line in sys.stdin:
         asked = json.loads(line)
         print(json.dumps(commands[asked.pop("do")](**asked)), flush=True)
