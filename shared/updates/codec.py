@@ -30,7 +30,8 @@ class Codec(ABC):
         """``values`` (rows, columns), written. Raises NonFinite."""
         if not np.isfinite(values).all():
             raise NonFinite("an update with values that are not finite numbers; the training has diverged")
-        return self._encode(np.ascontiguousarray(values, np.float32))
+        with np.errstate(over="ignore", invalid="ignore"):  # some try what may overflow, and look at what came of it
+            return self._encode(np.ascontiguousarray(values, np.float32))
 
     def decode(self, data: bytes | memoryview, rows: int, columns: int) -> Floats:
         """The values (rows, columns) that were written: new, finite. Takes memory for these, whatever ``data`` claims.

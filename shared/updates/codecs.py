@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from shared.updates.codec import Codec
 
 MAX_NAME = 64
-_NUMBER = re.compile(r"\d{1,4}(\.\d{1,6})?")
+_NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
 
 
 class _Name(NamedTuple):

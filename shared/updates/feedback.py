@@ -3,7 +3,7 @@
 Karimireddy et al. 2019 show why (error feedback fixes SignSGD and other compression): what was left out is late then,
 not lost. Momentum correction and masking are those of Lin et al. 2018 (Deep Gradient Compression, section 3), for
 codecs that send few elements: an element that waits for its turn gathers with momentum, as it would have in training
-without compression; one that was sent begins anew. The third part, warm-up, is ``warm_up`` in ``codecs.py`` beside this.
+without compression; one that was sent begins anew. The third part, warm-up, is ``warm_up`` of ``codecs.py``.
 
 The functions are for one segment, so that a site may keep its arrays in files; ``Feedback`` is for arrays in memory.
 """
@@ -72,11 +72,8 @@ class Feedback:
         self._pending.setdefault(name, []).append(done)
 
     def commit(self) -> None:
-        """The update was counted."""
-        for (
-            name,
-            done,
-        ) in self._pending.items():  # all segments of a tensor, in order, as write_update goes through them
+        """The update was counted. Of each tensor in it all segments were kept, in their order."""
+        for name, done in self._pending.items():
             self.left[name] = np.concatenate([left for left, _ in done])
             if self._momentum:
                 self.velocities[name] = np.concatenate([velocity for _, velocity in done if velocity is not None])

@@ -32,13 +32,12 @@ class Step(Codec):
         self.bound = step / 2
 
     def _encode(self, values: Floats) -> bytes:
-        step = np.float32(self._step * norm(values) / math.sqrt(values.size))
+        step = np.float32(min(float(LARGEST), self._step * norm(values) / math.sqrt(values.size)))
         if step == 0:
             return _STEP.pack(0)
-        most = min(_MOST, int(float(LARGEST) / float(step)))  # more steps than that are no float32
         quotients = values.reshape(-1) / step
         np.rint(quotients, out=quotients)
-        np.clip(quotients, -most, most, out=quotients)
+        np.clip(quotients, -_MOST, _MOST, out=quotients)
         return _STEP.pack(step) + _pack(quotients.astype(np.int16))
 
     def _decode(self, data: memoryview, rows: int, columns: int) -> Floats:
@@ -50,7 +49,7 @@ class Step(Codec):
             return np.zeros(rows * columns, np.float32)
         values = _unpack(rest, rows * columns)
         values *= np.float32(step)
-        return values
+        return np.clip(values, -LARGEST, LARGEST, out=values)  # the largest ones may be rounded to what is no float32
 
 
 def _pack(integers: npt.NDArray[np.int16]) -> bytes:

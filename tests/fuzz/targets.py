@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from itertools import product
 
 import numpy as np
@@ -26,7 +27,7 @@ from shared.conditional import Conditions, Partial, evaluate
 from shared.deltas import ways
 from shared.digest import digest_of, parse_digest
 from shared.enrolment import HEARTBEAT, parse_enrolment, parse_leave, parse_signature, parse_told, sign
-from shared.errors import ConfigError, DecodeError
+from shared.errors import ConfigError, DecodeError, NonFinite
 from shared.ids import parse_task_id
 from shared.keys import NodeKey, parse_public
 from shared.layout import Layout, Slice
@@ -37,6 +38,9 @@ from shared.tensorfile import PREFIX, header_length, parse_header
 from shared.tokens import AccessList, TokenKey, issue, key_id, parse_scopes, read_claims
 from shared.trust_names import SNAPSHOT, file_name, parse_file_name, public_role
 from shared.trust_names import TARGETS as TARGETS_ROLE
+from shared.updates.codecs import codec as codec_of
+from shared.updates.codecs import codec_name
+from shared.updates.document import open_update, write_update
 from shared.web.plain import PlainRequests
 from tests.fuzz.fuzz import Target
 from tests.metadata import Repository
@@ -177,6 +181,29 @@ def _parcel(data: bytes) -> None:
     for base in (WEIGHTS.tobytes(), b""):
         with suppress(DecodeError):
             assert len(parcel.decode(memoryview(data), memoryview(base), WEIGHTS.nbytes)) == WEIGHTS.nbytes
+
+
+def _updates() -> list[bytes]:
+    """With each codec that there is, of a matrix and what is not one."""
+    shapes = {"w": (64, 64), "b": (64,), "s": (), "none": (0, 3)}
+    made = []
+    for name in ("int4", "fp32", "bf16", "int8", "ternary", "sign:lifted", "step:0.5", "top:0.1:sign", "lowrank:1"):
+        file = BytesIO()
+        write_update(file, shapes, lambda _, s: WEIGHTS.reshape(-1)[s.first : s.first + s.count], codec_of(name))
+        made.append(file.getvalue())
+    return made
+
+
+def _update(data: bytes) -> None:
+    update = open_update(BytesIO(data), len(data))
+    for name, tensor in update.tensors.items():
+        for number, placed in enumerate(tensor.segments):
+            with suppress(DecodeError, NonFinite):  # the others are looked at too
+                assert update.read(name, number).size == placed.segment.count
+
+
+def _codec(data: bytes) -> None:
+    assert codec_name(found := codec_name(text(data))) == found
 
 
 def _trust_file(data: bytes) -> None:
@@ -336,5 +363,7 @@ TARGETS = [
     Target("opening of a session", _opening, [OPENING]),
     Target("shards of a session", parse_shards, [codec.encode_json({"shards": {A: 100, B: 50}})]),
     Target("parcel", _parcel, _parcels()),
+    Target("update", _update, _updates()),
+    Target("name of a codec", _codec, _all(["step:0.50", "top:0.1:sign:lifted", "int4:clipped"])),
     Target("trust file name", _trust_file, _all(["timestamp.json", "12.root.json", "3.acme~private.json"])),
 ]  # fmt: skip

@@ -11,13 +11,13 @@ from math import prod
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shared import codec as plain
-from shared.errors import DecodeError, NearshardError, NonFinite, RequestError, SchemaMismatch
-from shared.updates.codec import SLACK, Codec, Floats, norm
+from shared.errors import DecodeError, NonFinite, RequestError, SchemaMismatch
 from shared.updates import packing
+from shared.updates.codec import SLACK, Codec, Floats, norm
 from shared.updates.codecs import KNOWN, codec, codec_name, family, warm_up
 from shared.updates.document import MAGIC, OVERHEAD, Written, check_schema, open_update, write_update
 from shared.updates.feedback import Feedback
@@ -28,15 +28,17 @@ fewest = settings(few, max_examples=15)
 
 NAMES = [
     "fp32", "bf16", "int8", "int4", "int4:clipped", "ternary", "sign", "step:0.05", "step:0.5", "step:2",
-    "top:0.1:sign", "top:0.01:int4", "top:1:int8", "lowrank:1", "lowrank:4", "ternary:lifted", "step:1.5:lifted", "top:0.1:sign:lifted",
+    "top:0.1:sign", "top:0.01:int4", "top:1:int8", "lowrank:1", "lowrank:4", "ternary:lifted", "step:1.5:lifted",
+    "top:0.1:sign:lifted",
 ]  # fmt: skip
 
 
 @quick
 @given(st.lists(st.integers(0, 9) | st.sampled_from([1000, 3 << 19, 5 << 20]), max_size=4))
 def test_segments_are_all_of_a_tensor_once_and_rows_are_whole(shape: list[int]) -> None:
+    assume(prod(shape) < 1 << 48)
     found = segments(shape)
-    if len(found) > 10_000:
+    if len(found) > 1000:
         found = [found[0], found[1], found[-1]]
     else:
         assert sum(segment.count for segment in found) == prod(shape)
@@ -155,7 +157,7 @@ def test_damage_is_refused_or_other_numbers(name: str) -> None:
             read_all(bytes(data))
         except (DecodeError, NonFinite):
             refused += 1
-    assert refused > 200
+    assert refused > 150
 
 
 def read_all(data: bytes) -> None:
@@ -167,14 +169,21 @@ def read_all(data: bytes) -> None:
             assert values.shape == (placed.segment.rows, placed.segment.columns) and np.isfinite(values).all()
 
 
-def document(**changes: object) -> bytes:
-    """A document of one tensor of zeros, its header changed."""
-    data = codec("int8").encode(np.zeros((4, 64), np.float32))
+ZEROS = codec("int8").encode(np.zeros((4, 64), np.float32))
+
+
+def document(segment: bytes = ZEROS, **changes: object) -> bytes:
+    """A document of one tensor with one segment, its header changed."""
     header = {"codecs": ["int8"], "names": ["w"], "shapes": [[4, 64]], "codec": [0]}
-    packed = zstandard.ZstdCompressor().compress(
-        plain.encode({**header, "lengths": [len(data)], "errors": [0], **changes})
-    )
-    return MAGIC + data + packed + struct.pack("<I", len(packed)) + MAGIC
+    header |= {"lengths": [len(segment)], "errors": [0], **changes}
+    packed = zstandard.ZstdCompressor().compress(plain.encode(header))
+    return MAGIC + segment + packed + struct.pack("<I", len(packed)) + MAGIC
+
+
+def top(count: int, *gaps: int) -> bytes:
+    """A segment of a few elements, at these distances."""
+    values = codec("sign").encode(np.ones((1, len(gaps)), np.float32))
+    return struct.pack("<I", count) + packing.join(packing.pack(np.array(gaps)), values)
 
 
 def squeezed(size: int) -> bytes:
@@ -182,19 +191,13 @@ def squeezed(size: int) -> bytes:
     return b"\x01" + zstandard.ZstdCompressor().compress(bytes(size))
 
 
-def segment_of(name: str, data: bytes) -> bytes:
-    """A document of one tensor whose one segment is ``data``."""
-    return document(codecs=[name], lengths=[len(data)]).replace(
-        codec("int8").encode(np.zeros((4, 64), np.float32)), data
-    )
-
-
+ZERO_BYTES = np.zeros(256, np.uint8)
 BAD = {
     "too short": b"NSU",
     "not one": b"x" * 100,
     "of another version": document()[:-1] + b"\x02",
     "a header as long as the file": document()[:-8] + struct.pack("<I", len(document())) + MAGIC,
-    "a header without a key": document(codecs=None),
+    "codecs that are no list": document(codecs=None),
     "a header with more keys": document(more=1),
     "a codec that is not known": document(codecs=["zip"]),
     "a codec in another spelling": document(codecs=["step:0.50"]),
@@ -210,17 +213,18 @@ BAD = {
     "lengths that leave bytes over": document(lengths=[3]),
     "an error that cannot be": document(errors=[-1]),
     "no error": document(errors=[]),
-    "a scale that is no number": segment_of("int8", packing.join(packing.pack(np.full(1, 4095)), packing.squeeze(np.zeros(256, np.uint8)))),
-    "an element outside": segment_of("top:0.1:sign", struct.pack("<I", 1) + packing.join(packing.pack(np.full(1, 256)), b"")),
-    "elements not in order": segment_of("top:0.1:sign", struct.pack("<I", 2) + packing.join(packing.pack(np.array([9, -2])), b"")),
+    "a scale that is no number": document(packing.join(packing.pack(np.array([4095])), packing.squeeze(ZERO_BYTES))),
+    "an element outside": document(top(1, 256), codecs=["top:0.1:sign"]),
+    "elements not in order": document(top(2, 9, -2), codecs=["top:0.1:sign"]),
+    "an element of none": document(top(0, 9), codecs=["top:0.1:sign"]),
 }  # fmt: skip
 BOMBS = {
     "a shape of more than memory": document(shapes=[[1 << 40, 1 << 40]]),
     "a shape of more segments than are there": document(shapes=[[1 << 40, 64]]),
     "a shape with zeros": document(shapes=[[0, 1 << 40, 1 << 40]]),
-    "a header of 100 MiB": MAGIC + (big := squeezed(100 << 20)[1:]) + struct.pack("<I", len(big)) + MAGIC,
-    "a stream of 100 MiB": segment_of("fp32", squeezed(100 << 20)),
-    "more elements than there are": segment_of("top:0.1:sign", struct.pack("<I", 1 << 31) + bytes(20)),
+    "a header of 20 MiB": MAGIC + (big := squeezed(20 << 20)[1:]) + struct.pack("<I", len(big)) + MAGIC,
+    "a stream of 10 MiB": document(squeezed(10 << 20), codecs=["fp32"]),
+    "more elements than there are": document(top(1 << 31, 1), codecs=["top:0.1:sign"]),
 }
 
 
@@ -239,18 +243,11 @@ def test_bad_documents_and_bombs_are_refused_before_they_take_memory(name: str) 
 
 
 def test_numbers_that_are_not_finite_once_decoded_are_refused() -> None:
-    infinite = np.full((4, 64), np.inf, np.float32).view(np.uint8).reshape(-1, 4).T
-    scaled = (
-        struct.pack("<f", 3e38)
-        + b"\x04"
-        + packing.join(packing.pack(np.zeros(0, np.int16)), packing.squeeze(np.full(128, 0x22, np.uint8)))
-    )
-    for data in (
-        segment_of("fp32", packing.squeeze(np.ascontiguousarray(infinite).reshape(-1))),
-        segment_of("step:1", scaled),
-    ):
+    infinite = np.repeat(np.array([0, 0, 0x80, 0x7F], np.uint8), 256)
+    steps = packing.join(packing.pack(np.zeros(0, np.int16)), packing.squeeze(np.full(128, 0x22, np.uint8)))
+    for name, data in (("fp32", packing.squeeze(infinite)), ("step:1", struct.pack("<f", np.nan) + b"\x04" + steps)):
         with pytest.raises(NonFinite):
-            read_all(data)
+            read_all(document(data, codecs=[name]))
 
 
 def test_a_document_that_ends_early_is_named() -> None:
@@ -289,7 +286,7 @@ def test_a_round_that_was_not_counted_leaves_what_was_before() -> None:
     for settle in (feedback.discard, feedback.commit):
         sent = feedback.compensate("w", segment, values)
         assert np.array_equal(sent, values)
-        feedback.kept("w", segment, sent, sent / 2)
+        feedback.kept("w", segment, sent, sent * np.float32(0.5))
         settle()
     again = Feedback(feedback.left)
     assert np.array_equal(again.compensate("w", segment, values), values * 1.5)
@@ -307,9 +304,12 @@ def test_a_share_warms_up_to_its_last() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "zip", "int4:", "int8:clipped", "step", "step:0", "step:nan", "step:9", "step:1e0", "top:0:sign", "top:2:sign"]
-    + ["top:0.1", "top:0.1:fp32", "lowrank:1.5", "lowrank:0", "lowrank:4:lifted", "sign:lifted:lifted", "x" * 999],
-)
+    [
+        "", "zip", "int4:", "int8:clipped", "step", "step:0", "step:nan", "step:9", "step:1e0", "top:0:sign",
+        "top:2:sign", "top:0.1", "top:0.1:fp32", "lowrank:1.5", "lowrank:0", "lowrank:4:lifted",
+        "sign:lifted:lifted", "x" * 999,
+    ],
+)  # fmt: skip
 def test_names_of_no_codec_are_refused_with_those_that_there_are(text: str) -> None:
     with pytest.raises(RequestError) as refused:
         codec_name(text)
