@@ -34,6 +34,8 @@ SAMPLE = 4
 _FLOAT = 4
 _BESIDE = 3
 """Arrays of a segment's size that are needed beside one a site: the result, and what a codec has in hand."""
+_LEAST = 1 << 10
+"""Elements of each site that are held together, however small the budget: fewer would take for ever."""
 Shape = Sequence[int]
 _T = TypeVar("_T")
 
@@ -164,9 +166,10 @@ class Aggregation:
         self._tensors, self._scratch = tensors, scratch
         weight = math.fsum(one.weight for one in finite)
         self._sites = [_Site(one, one.weight / weight, rules.scale(one.norm, self.clip)) for one in finite]
-        self._fits = max(1, budget // ((len(finite) + _BESIDE) * _FLOAT))
-        """Elements of all sites that the budget has room for."""
-        self._workers = max(1, min(workers, self._fits // MAX_ELEMENTS))
+        segment = MAX_ELEMENTS * _FLOAT
+        self._fits = max(_LEAST, (budget - _BESIDE * segment) // (len(finite) * _FLOAT))
+        """Elements of each site that the budget has room for."""
+        self._workers = max(1, min(workers, budget // ((len(finite) + _BESIDE) * segment)))
         self._square, self._sampled = 0.0, 0
         self._distances: list[float] | None = None
         self._chosen = self._sites
@@ -227,8 +230,9 @@ class Aggregation:
             return
         if self._scratch is not None:
             self._spill(place, self._scratch)
-        for first in range(0, count, self._fits):
-            last = min(count, first + self._fits)
+        step = self._fits // 2  # a part is let go of only once the next one is there
+        for first in range(0, count, step):
+            last = min(count, first + step)
             if self._scratch is not None:
                 yield first, [self._spilled(place, number, first, last) for number in range(len(self._chosen))]
             else:
@@ -237,7 +241,7 @@ class Aggregation:
     def _spill(self, place: _Place, scratch: BinaryIO) -> None:
         scratch.seek(0)
         for site in self._chosen:
-            scratch.write(memoryview(site.read(place.name, place.number)))
+            scratch.write(site.read(place.name, place.number).data)
 
     def _spilled(self, place: _Place, number: int, first: int, last: int) -> Floats:
         import numpy as np
