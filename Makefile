@@ -73,7 +73,8 @@ bench-delta: setup $(TRAIN)/.ready
 	scripts/need xdelta3 bsdiff
 	$(BIN)/python -m loadtests.bench_delta --python $(TRAIN)/bin/python $(ARGS)
 
-# Two hours on two cores; `make bench-federated ARGS=--quick` is a few minutes. What was run before is kept in .demo/federated.
+# An hour with training, 34 arms of it; `make bench-federated ARGS=--quick` is some minutes. An arm that was run before is
+# not run again, one that was ended goes on where it was (.demo/federated).
 bench-federated: setup $(TRAIN)/.ready
 	$(BIN)/python -m loadtests.bench_federated --python $(TRAIN)/bin/python $(ARGS)
 
