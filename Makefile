@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 TRAIN := .venv-train
 
 .PHONY: setup demo test test-long test-flower fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
-	bench-publish bench-clients bench-delta bench-regions load simulate clean lock
+	bench-publish bench-clients bench-delta bench-federated bench-regions load simulate clean lock
 
 setup: $(STAMP)
 
@@ -87,6 +87,11 @@ bench-publish: setup
 bench-delta: setup $(TRAIN)/.ready
 	scripts/need xdelta3 bsdiff
 	$(BIN)/python -m loadtests.bench_delta --python $(TRAIN)/bin/python $(ARGS)
+
+# An hour with training, 34 arms of it; `make bench-federated ARGS=--quick` is some minutes. An arm that was run before is
+# not run again, one that was ended goes on where it was (.demo/federated).
+bench-federated: setup $(TRAIN)/.ready
+	$(BIN)/python -m loadtests.bench_federated --python $(TRAIN)/bin/python $(ARGS)
 
 $(TRAIN)/.ready: loadtests/requirements-train.txt
 	$(PYTHON) -m venv $(TRAIN)
