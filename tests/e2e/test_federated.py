@@ -26,7 +26,7 @@ from nearshard.federated.state import State
 from nearshard.federated.submitting import Submitted
 from shared.clock import SystemClock
 from shared.errors import NearshardError, RequestError, SiteClock, UpstreamError
-from tests.harness import Lab, Service, command, get_json, make_model
+from tests.harness import Lab, Service, command, get_json, make_model, wait_until
 
 MODEL = "acme/tiny"
 NAMES = ("athens", "berlin", "cairo", "delhi", "espoo")
@@ -233,6 +233,11 @@ async def test_an_origin_that_dies_in_the_middle_is_sent_the_rest(lab: Lab, tmp_
     def progress(there: int, whole: int) -> None:
         reached.append(there)
 
+    def arrived() -> int:
+        return max(
+            (file.stat().st_size for file in lab.store.parent.glob("**/spool/**/*") if file.is_file()), default=0
+        )
+
     with cut_before(it.origin) as cut:
         cut.cuts = [2 << 20]
 
@@ -254,6 +259,7 @@ async def test_an_origin_that_dies_in_the_middle_is_sent_the_rest(lab: Lab, tmp_
                 return await sending(self, *words)
             except UpstreamError:
                 if not restarted:
+                    await asyncio.to_thread(wait_until, lambda: arrived() >= 1 << 20, "some of it to arrive")
                     await asyncio.to_thread(it.origin.kill)
                 raise
 
