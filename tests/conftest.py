@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness import Lab, valkey
 from tests.s3_server import BUCKET, environment, s3_server
+
+# Machines are shared and busy: how long an example takes by the clock says nothing.
+settings.register_profile("nearshard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nearshard")
 
 
 @pytest.fixture(scope="session", autouse=True)
