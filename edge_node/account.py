@@ -167,9 +167,9 @@ class Account:
     def since(self, day: str, *, everything: bool = False) -> dict[str, Day]:
         """The days from this one on."""
         self.fold()
-        days = {name: _decode_day(data) for name, data in sorted(self._past.items()) if name >= day}
+        days = {name: _decode_day(data) for name, data in self._past.items() if name >= day}
         days |= {self._day: self._now} if self._day >= day else {}
-        return {name: _shown(numbers, everything=everything) for name, numbers in days.items()}
+        return {name: _shown(numbers, everything=everything) for name, numbers in sorted(days.items())}
 
     def _of(self, name: Name) -> Usage:
         usage = self._now.get(name)

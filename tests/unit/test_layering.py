@@ -57,6 +57,8 @@ PURE = [
     "origin.rollout",
     "shared.rollout",
     "shared.usage",
+    "nearshard.report.sums",
+    "nearshard.report.page",
     "edge_node.account",
     "shared.pins",
     "shared.trials",
