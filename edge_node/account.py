@@ -76,6 +76,8 @@ class Account:
         self._manifests: OrderedDict[Digest, tuple[Manifest, Name]] = OrderedDict()
         self._public: OrderedDict[str, None] = OrderedDict()
         self._claims: OrderedDict[ShardKey, str] = OrderedDict()
+        self.before_fold: list[Callable[[], None]] = []
+        """Called before what was counted is folded: for hot paths, which count by themselves."""
         self.changes = 0
         """How often something was folded: whether there is something new to be kept."""
 
@@ -92,6 +94,10 @@ class Account:
                 self.fold()
             usage = self._pending[about] = Usage()
         return usage
+
+    def add(self, about: About, usage: Usage) -> None:
+        """Count what was counted elsewhere."""
+        self._pending.setdefault(about, Usage()).add(usage)
 
     def received(self, key: ShardKey, outcome: Outcome, size: int) -> None:
         """Bytes of a shard came from a source of this kind."""
@@ -153,6 +159,8 @@ class Account:
     def fold(self) -> None:
         """Add what was counted to today."""
         self._turn(self._today())
+        for tell in self.before_fold:
+            tell()
         for about, usage in self._pending.items():
             known = Name(about.model, about.private)
             self._of(self.model_of(ShardKey(about.key), about.said) if about.key else known).add(usage)

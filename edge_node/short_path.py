@@ -37,6 +37,7 @@ from shared.errors import BadId, LocalError
 from shared.layout import Slice
 from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
+from shared.usage import at_once
 from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainRequests
 from shared.web.send import SMALL, STALL, UNREADABLE, fields_of
 from shared.web.wire import duplicate, is_encrypted
@@ -73,6 +74,8 @@ class Known:
     """The entity tag as a field has it."""
     about: About
     """What is counted for it is counted so."""
+    answered: int = 0
+    """Times that all of it was answered at once, since the account was folded."""
     heads: dict[Outcome | None, bytes] = field(default_factory=dict)
     """Status line and fields of a 200, up to the date, by outcome."""
     heads_304: dict[Outcome | None, bytes] = field(default_factory=dict)
@@ -100,6 +103,8 @@ class ShortPath:
         self._end = DatedEnd(server, clock, epoch)
         self._node, self._known_public = node, known_public
         self._known: OrderedDict[bytes, Known] = OrderedDict()
+        self._answered: list[Known] = []
+        account.before_fold.append(self._tell_account)
 
     def learn(self, target: str, model: str, shown: Representation, fields: Mapping[str, str]) -> None:
         """The long path has answered ``target``, a task or a file of a public model, which will never mean anything
@@ -161,6 +166,21 @@ class ShortPath:
             lines += [f"{name}: {value}" for name, value in fields.items()]
             head = heads[outcome] = "\r\n".join([*lines, "Date: "]).encode()
         return head + self._end.now()
+
+    def tally(self, known: Known, fields: PlainFields) -> None:
+        """Count an answer that was written at once. Most are asked for in the same words: those cost one addition."""
+        if not fields.also:
+            if not known.answered:
+                self._answered.append(known)
+            known.answered += 1
+        elif (about := self.about(known, fields)) is not None:
+            self.account.pending(about).answered(known.shown.layout.size, 0.0, hit=True)
+
+    def _tell_account(self) -> None:
+        for known in self._answered:
+            self.account.add(known.about, at_once(known.answered, known.shown.layout.size))
+            known.answered = 0
+        self._answered.clear()
 
     def about(self, known: Known, fields: PlainFields) -> About | None:
         """What an answer is counted to; None for one to a peer, which counts what it sends on."""
@@ -253,11 +273,9 @@ class ShortConnection(PlainConnection):
             decision = evaluate(asked, known.shown.etag, None)
             if isinstance(decision, NotModified):
                 return self._not_modified(transport, known)
-        about = path.about(known, fields)
         if answer := path.small(known):
             transport.write(answer)
-            if about is not None:
-                path.account.pending(about).answered(known.shown.layout.size, 0.0, hit=True)
+            path.tally(known, fields)
             return True
         if is_encrypted(transport):
             return False
@@ -271,7 +289,7 @@ class ShortConnection(PlainConnection):
             return False
         outcome = dearest([held.reader.outcome for held in opened])
         head = path.head(known, Whole(), outcome)
-        self._sending = _Sending(self, path, self._socket, head, opened, about)
+        self._sending = _Sending(self, path, self._socket, head, opened, path.about(known, fields))
         self.busy = True
         self._sending.go_on()
         return True

@@ -95,6 +95,11 @@ Day = dict[str, Usage]
 """By model."""
 
 
+def at_once(requests: int, size: int) -> Usage:
+    """So many requests that were answered with so many bytes each, at once, from what was held."""
+    return Usage(served=requests * size, requests=requests, hits=requests, ready=[requests, *[0] * len(BOUNDS)])
+
+
 def total(usages: Iterable[Usage]) -> Usage:
     """All of them added up."""
     sum_ = Usage()
