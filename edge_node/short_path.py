@@ -48,6 +48,8 @@ OPEN = 32
 """Slices, so files, that one answer may hold open; the long path opens the many of a large model one by one."""
 KNOWN = 20_000
 """Paths kept with their fields."""
+SAID = 8
+"""Models that are told apart of those that are named for one shard, between two folds."""
 TURN = 4 << 20
 """Bytes sent for one connection before others get their turn."""
 LEAST = 10_000 * int(STALL)
@@ -74,8 +76,8 @@ class Known:
     """The entity tag as a field has it."""
     about: About
     """What is counted for it is counted so."""
-    answered: int = 0
-    """Times that all of it was answered at once, since the account was folded."""
+    answered: dict[bytes, int] = field(default_factory=dict)
+    """Times that all of it was answered at once since the account was folded, by what was said of its model."""
     heads: dict[Outcome | None, bytes] = field(default_factory=dict)
     """Status line and fields of a 200, up to the date, by outcome."""
     heads_304: dict[Outcome | None, bytes] = field(default_factory=dict)
@@ -168,30 +170,31 @@ class ShortPath:
         return head + self._end.now()
 
     def tally(self, known: Known, fields: PlainFields) -> None:
-        """Count an answer that was written at once. Most are asked for in the same words: those cost one addition."""
-        if not fields.also:
-            if not known.answered:
-                self._answered.append(known)
-            known.answered += 1
-        elif (about := self.about(known, fields)) is not None:
-            self.account.pending(about).answered(known.shown.layout.size, 0.0, hit=True)
+        """Count an answer that was written at once: one addition, the rest is done when the account is folded."""
+        also, said = fields.also, b""
+        if also:
+            if _HOP in also:
+                return
+            said = also.get(_MODEL) or also.get(_WANTED_FOR, b"")
+        answered = known.answered
+        if not answered:
+            self._answered.append(known)
+        elif len(answered) > SAID:
+            said = b""
+        answered[said] = answered.get(said, 0) + 1
 
     def _tell_account(self) -> None:
         for known in self._answered:
-            self.account.add(known.about, at_once(known.answered, known.shown.layout.size))
-            known.answered = 0
+            for said, count in known.answered.items():
+                self.account.add(_about(known, said), at_once(count, known.shown.layout.size))
+            known.answered.clear()
         self._answered.clear()
 
     def about(self, known: Known, fields: PlainFields) -> About | None:
         """What an answer is counted to; None for one to a peer, which counts what it sends on."""
-        if not fields.also:
-            return known.about
         if _HOP in fields.also:
             return None
-        if known.model:
-            return known.about
-        said = fields.also.get(_MODEL) or fields.also.get(_WANTED_FOR, b"")
-        return About.shard(known.about.key, said.decode())
+        return _about(known, fields.also.get(_MODEL) or fields.also.get(_WANTED_FOR, b""))
 
     def _blob(self, target: bytes) -> Known | None:
         try:
@@ -211,6 +214,10 @@ class ShortPath:
         self._known[target] = known
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
+
+
+def _about(known: Known, said: bytes) -> About:
+    return About.shard(known.about.key, said.decode()) if said and not known.model else known.about
 
 
 def _key(piece: Slice) -> ShardKey:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearshard.report.page import page
@@ -30,6 +30,7 @@ from nearshard.report.sums import (
 )
 from shared.errors import RequestError
 from shared.usage import NO_MODEL, PRIVATE, Usage, total
+from tests.unit.strategies import few
 from tests.unit.test_usage import usages
 
 SINCE, UNTIL = "2026-01-30", "2026-02-02"
@@ -47,6 +48,7 @@ nodes = st.lists(
 )
 
 
+@settings(few, max_examples=10)
 @given(nodes)
 def test_all_ways_to_add_up_give_the_same(given_: list[NodeUsage]) -> None:
     report = build(given_, [], SINCE, UNTIL, parse_price("2/GB"))

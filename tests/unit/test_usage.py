@@ -26,6 +26,7 @@ from shared.usage import (
     parse_days,
     total,
 )
+from tests.unit.strategies import few, quick
 
 SHARD, OWN = digest_of(b"shard"), digest_of(b"own")
 counts = st.integers(0, 1 << 40)
@@ -46,11 +47,13 @@ def manifest(model: str = "acme/tiny") -> Manifest:
     return Manifest(model, {SHARD: 100}, {}, {})
 
 
+@quick
 @given(st.lists(usages, max_size=5), st.lists(usages, max_size=5))
 def test_sums_do_not_depend_on_the_order(some: list[Usage], more: list[Usage]) -> None:
     assert total([*some, *more]) == total([*more, total(some)])
 
 
+@quick
 @given(st.lists(st.floats(0, 2000), min_size=1, max_size=50), st.floats(0.01, 1))
 def test_a_quantile_is_in_the_class_of_the_time_that_it_is(times: list[float], share: float) -> None:
     usage = Usage()
@@ -72,6 +75,7 @@ days = st.dictionaries(
 )
 
 
+@few
 @given(days)
 def test_what_a_node_answers_is_read_as_it_was_meant(said: dict[str, dict[str, Usage]]) -> None:
     assert parse_days(as_document(said)) == said
@@ -127,6 +131,7 @@ def test_a_shard_is_counted_to_the_model_that_has_it() -> None:
     assert account.today(everything=True)[1]["acme/secret"].link == 11
 
 
+@quick
 @given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 3), st.integers(1, 1 << 40), st.booleans()), max_size=30))
 def test_every_byte_is_in_one_day_also_after_restarts(steps: list[tuple[int, int, int, bool]]) -> None:
     """Days pass, clocks are set back, the node is started again: nothing is lost or twice."""
@@ -169,6 +174,7 @@ def test_an_account_is_bounded() -> None:
     assert again.since("1970-01-01") == account.since("1970-01-01")
 
 
+@quick
 @given(st.data())
 def test_a_damaged_file_is_refused_and_changes_nothing(data: st.DataObject) -> None:
     account = Account(Days())
