@@ -25,6 +25,7 @@ from typing import Any
 
 from aiohttp import web
 
+from edge_node.account import MODEL, About, Account
 from edge_node.cache import Cache, DiskReader, MemoryReader
 from edge_node.peers import AS_IS, HOP
 from edge_node.shard_key import ShardKey, shard_key
@@ -36,6 +37,7 @@ from shared.errors import BadId, LocalError
 from shared.layout import Slice
 from shared.outcome import Outcome, cache_status, dearest
 from shared.representation import Representation, of_blob
+from shared.usage import at_once
 from shared.web.plain import DatedEnd, PlainConnection, PlainFields, PlainRequests
 from shared.web.send import SMALL, STALL, UNREADABLE, fields_of
 from shared.web.wire import duplicate, is_encrypted
@@ -46,12 +48,15 @@ OPEN = 32
 """Slices, so files, that one answer may hold open; the long path opens the many of a large model one by one."""
 KNOWN = 20_000
 """Paths kept with their fields."""
+SAID = 8
+"""Models that are told apart of those that are named for one shard, between two folds."""
 TURN = 4 << 20
 """Bytes sent for one connection before others get their turn."""
 LEAST = 10_000 * int(STALL)
 """Bytes that a client must take in STALL seconds: 10 KB/s."""
 _BLOBS = b"/blobs/"
-_HARMLESS = [name.lower().encode() for name in (HOP, AS_IS, WANTED_FOR)]
+_HOP, _MODEL, _WANTED_FOR = (name.lower().encode() for name in (HOP, MODEL, WANTED_FOR))
+_HARMLESS = [_HOP, _MODEL, _WANTED_FOR, AS_IS.lower().encode()]
 """Fields, besides those that are harmless to all: what is held is sent to a peer as to anybody, whatever it is for."""
 
 
@@ -69,6 +74,10 @@ class Known:
     """Whether Accept makes no difference to it."""
     quoted: bytes
     """The entity tag as a field has it."""
+    about: About
+    """What is counted for it is counted so."""
+    answered: dict[bytes, int] = field(default_factory=dict)
+    """Times that all of it was answered at once since the account was folded, by what was said of its model."""
     heads: dict[Outcome | None, bytes] = field(default_factory=dict)
     """Status line and fields of a 200, up to the date, by outcome."""
     heads_304: dict[Outcome | None, bytes] = field(default_factory=dict)
@@ -87,20 +96,24 @@ class ShortPath:
         count: Callable[[Outcome, int], None],
         epoch: Callable[[], int],
         known_public: Callable[[str], bool],
+        account: Account,
     ) -> None:
         """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
         while none is known. ``known_public``: whether a model is known to be for all."""
-        self.cache, self.count = cache, count
+        self.cache, self.count, self.account = cache, count, account
         self.requests = PlainRequests(_HARMLESS)
         self._end = DatedEnd(server, clock, epoch)
         self._node, self._known_public = node, known_public
         self._known: OrderedDict[bytes, Known] = OrderedDict()
+        self._answered: list[Known] = []
+        account.before_fold.append(self._tell_account)
 
     def learn(self, target: str, model: str, shown: Representation, fields: Mapping[str, str]) -> None:
         """The long path has answered ``target``, a task or a file of a public model, which will never mean anything
         else."""
         slices = tuple(shown.layout.cut(shown.layout.whole))
-        known = Known(shown, slices, model, fields, any_accept=False, quoted=f'"{shown.etag}"'.encode())
+        quoted = f'"{shown.etag}"'.encode()
+        known = Known(shown, slices, model, fields, any_accept=False, quoted=quoted, about=About(model))
         self._remember(target.encode(), known)
 
     def find(self, target: bytes, fields: PlainFields) -> Known | None:
@@ -156,6 +169,33 @@ class ShortPath:
             head = heads[outcome] = "\r\n".join([*lines, "Date: "]).encode()
         return head + self._end.now()
 
+    def tally(self, known: Known, fields: PlainFields) -> None:
+        """Count an answer that was written at once: one addition, the rest is done when the account is folded."""
+        also, said = fields.also, b""
+        if also:
+            if _HOP in also:
+                return
+            said = also.get(_MODEL) or also.get(_WANTED_FOR, b"")
+        answered = known.answered
+        if not answered:
+            self._answered.append(known)
+        elif len(answered) > SAID:
+            said = b""
+        answered[said] = answered.get(said, 0) + 1
+
+    def _tell_account(self) -> None:
+        for known in self._answered:
+            for said, count in known.answered.items():
+                self.account.add(_about(known, said), at_once(count, known.shown.layout.size))
+            known.answered.clear()
+        self._answered.clear()
+
+    def about(self, known: Known, fields: PlainFields) -> About | None:
+        """What an answer is counted to; None for one to a peer, which counts what it sends on."""
+        if _HOP in fields.also:
+            return None
+        return _about(known, fields.also.get(_MODEL) or fields.also.get(_WANTED_FOR, b""))
+
     def _blob(self, target: bytes) -> Known | None:
         try:
             digest = parse_digest(target[len(_BLOBS) :].decode())
@@ -165,7 +205,8 @@ class ShortPath:
         if size is None:
             return None
         shown = of_blob(digest, size)
-        known = Known(shown, shown.layout.slices, "", {}, any_accept=True, quoted=f'"{shown.etag}"'.encode())
+        quoted, about = f'"{shown.etag}"'.encode(), About.shard(shard_key(digest))
+        known = Known(shown, shown.layout.slices, "", {}, any_accept=True, quoted=quoted, about=about)
         self._remember(target, known)
         return known
 
@@ -173,6 +214,10 @@ class ShortPath:
         self._known[target] = known
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
+
+
+def _about(known: Known, said: bytes) -> About:
+    return About.shard(known.about.key, said.decode()) if said and not known.model else known.about
 
 
 def _key(piece: Slice) -> ShardKey:
@@ -237,6 +282,7 @@ class ShortConnection(PlainConnection):
                 return self._not_modified(transport, known)
         if answer := path.small(known):
             transport.write(answer)
+            path.tally(known, fields)
             return True
         if is_encrypted(transport):
             return False
@@ -250,7 +296,7 @@ class ShortConnection(PlainConnection):
             return False
         outcome = dearest([held.reader.outcome for held in opened])
         head = path.head(known, Whole(), outcome)
-        self._sending = _Sending(self, path, self._socket, head, opened)
+        self._sending = _Sending(self, path, self._socket, head, opened, path.about(known, fields))
         self.busy = True
         self._sending.go_on()
         return True
@@ -282,18 +328,25 @@ class _Sending:
     """One answer on its way out: its head, then its slices, as fast as the client takes them."""
 
     def __init__(
-        self, connection: ShortConnection, path: ShortPath, sock: socket.socket, head: bytes, opened: list[Held]
+        self,
+        connection: ShortConnection,
+        path: ShortPath,
+        sock: socket.socket,
+        head: bytes,
+        opened: list[Held],
+        about: About | None,
     ) -> None:
-        self._connection, self._path, self._socket = connection, path, sock
+        """``about``: what it is counted to, if at all."""
+        self._connection, self._path, self._socket, self._about = connection, path, sock, about
         self._head = memoryview(head)
         self._waiting = deque(opened)
         self._offset = 0
         """Bytes of the first waiting slice that are sent."""
-        self._taken = 0
-        """Bytes that the client has taken since ``_since``."""
+        self._taken = self._sent = 0
+        """Bytes that the client has taken since ``_since``, and of the body in all."""
         self._loop = asyncio.get_running_loop()
         self._watched = False
-        self._since = self._loop.time()
+        self._began = self._since = self._loop.time()
         self._deadline = self._loop.call_later(STALL, self._check)
         self.done: asyncio.Future[None] = self._loop.create_future()
 
@@ -323,11 +376,15 @@ class _Sending:
         self._deadline.cancel()
         if self._watched:
             self._loop.remove_writer(self._socket.fileno())
+        left = len(self._waiting)
         for held in self._waiting:
             held.reader.close()
         self._waiting.clear()
         if not self.done.done():
             self.done.set_result(None)
+            if self._about is not None:
+                seconds = None if left else self._loop.time() - self._began
+                self._path.account.pending(self._about).answered(self._sent, seconds, hit=True)
 
     def _send_some(self, held: Held, limit: int) -> int:
         piece = held.piece
@@ -344,6 +401,7 @@ class _Sending:
                     held.reader.broken()
                 raise
         self._taken += sent
+        self._sent += sent
         if self._taken >= LEAST:  # its time begins anew: what socket buffers took at first buys it no more
             self._taken, self._since = 0, self._loop.time()
         self._offset += sent

@@ -37,6 +37,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "nearshard.commands.nodes": ("preheat", "pin", "purge", "link", "drain"),
     "nearshard.commands.delta": ("delta",),
     "nearshard.commands.network": ("nodes", "locate", "enroll"),
+    "nearshard.commands.report": ("report",),
     "nearshard.commands.doctor": ("doctor",),
     "nearshard.commands.accept": ("trust",),
     "nearshard.commands.federated": ("federated",),

@@ -1,0 +1,1 @@
+"""What a network delivered, for who pays for it: ``nearshard report``."""
