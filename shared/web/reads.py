@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from shared import codec, metalink, plan, representation, trust_chain
+from shared import codec, log, metalink, plan, representation, trust_chain
 from shared.conditional import NotModified, evaluate
 from shared.digest import Digest
 from shared.errors import NotFound, RequestError, UpstreamError
@@ -170,7 +170,7 @@ def add_routes(
         return web.json_response(state, status=503 if reason else 200, headers=_PRIVATE)
 
     async def status(_: web.Request) -> web.Response:
-        return web.json_response(dict(await tier.status()), headers=_PRIVATE)
+        return web.json_response({**await tier.status(), "errors": log.recent()}, headers=_PRIVATE)
 
     async def render(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE, **_PRIVATE})
