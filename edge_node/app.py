@@ -11,7 +11,9 @@ from typing import Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from edge_node.account import Account
 from edge_node.admin import add_admin_routes, build_admin, write_access
+from edge_node.bookkeeping import Bookkeeper, add_usage_route
 from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
@@ -38,6 +40,7 @@ from shared.node import State
 from shared.pins import parse_pins
 from shared.token_file import TokenFile
 from shared.trust_file import TrustFile, read_root
+from shared.usage import day_of
 from shared.view import EPOCH
 from shared.web.access import Gate
 from shared.web.announce import add_announce_route
@@ -72,8 +75,16 @@ def build_app(
     log.info("this node's public key; `nearshard enroll` takes it", key=key.public.hex())
     log.info("disk cache taken up", entries=entries, bytes=disk.ledger.used, directory=str(settings.data))
     peers = Peers(settings.node, settings.replicas)
+    account = Account(lambda: day_of(clock.time()))
     upstreams = Upstreams(
-        sessions, settings.origin, clock, metrics, parents=settings.parent, peers=peers, node=settings.node
+        sessions,
+        settings.origin,
+        clock,
+        metrics,
+        parents=settings.parent,
+        peers=peers,
+        node=settings.node,
+        account=account,
     )
     cache = Cache(memory, disk, Fills(memory, disk, upstreams, clock, rng, metrics, log))
     above = [*settings.parent, *settings.origin]
@@ -97,7 +108,7 @@ def build_app(
         directory=settings.data / "catalog",
         pins=parse_pins(settings.pins),
     )
-    recipes = Recipes()
+    recipes = Recipes(told=account.learn)
     operations = Operations(cache, catalog, trusted, upstreams, recipes, settings.data, clock, log)
     subscriptions = Subscriptions(settings, operations, cache, catalog, trusted, clock, rng, metrics, log)
     mirrored = Mirrored(sessions, settings.origin, clock, catalog.forget)
@@ -125,6 +136,7 @@ def build_app(
     upstreams.link.policy = LinkPolicy(
         settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
     )
+    books = Bookkeeper(account, trusted, settings.data, clock, log)
     scrubber = Scrubber(disk, settings.scrub, clock, log)
 
     round_trips = RoundTrips(sessions.direct, settings.router, settings.region, settings.measure, clock, rng, log)
@@ -181,11 +193,13 @@ def build_app(
         membership.start()
         round_trips.start()
         scrubber.start()
+        books.start()
         yield
         await membership.leave()
         await round_trips.close()
         await admin.cleanup()
         await scrubber.close()
+        await books.close()
         await subscriptions.close()
         await operations.close()
         await mirrored.close()
@@ -204,5 +218,6 @@ def build_app(
     add_routes(app, delivery, gate, metrics, absent=mirrored.absent)
     add_admin_routes(app, operations, gate, log)
     add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
+    add_usage_route(app, books, gate, clock, node=settings.node, region=settings.region)
     add_announce_route(app, heard)
     return app

@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import asdict
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from aiohttp import web
 
+from edge_node.account import MODEL, About
 from edge_node.cache import Cache, Reader
 from edge_node.canary import Canary
 from edge_node.peers import AS_IS, HOP, ONLY_IF_CACHED
@@ -31,14 +32,14 @@ from edge_node.upstream import Upstreams
 from shared import plan, representation
 from shared.catalog import Catalog
 from shared.clock import Clock
-from shared.conditional import NotModified, Whole, evaluate
+from shared.conditional import Decision, NotModified, Whole, evaluate
 from shared.deltas import REBUILDING, WANTED_FOR
 from shared.digest import Digest, hex_of
-from shared.errors import BadId, RequestError
+from shared.errors import BadId, NearshardError, RequestError
 from shared.ids import is_revision, parse_task_id
 from shared.manifest import Manifest
 from shared.metrics import Metrics
-from shared.outcome import Outcome, cache_status, dearest
+from shared.outcome import HITS, Outcome, cache_status, dearest
 from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, TaskPath, TrustPath
 from shared.rollout import Subject, at_address
 from shared.web.access import private_model, token_text
@@ -62,6 +63,22 @@ class Wanted(NamedTuple):
     size: int
     offset: int
     length: int
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One answer with bytes, for the account."""
+
+    outcome: Outcome | None = None
+    """How they are had; None while there are none."""
+    whole: bool = False
+    """Whether it has all of something."""
+    sent: int = 0
+
+    def begin(self, request: web.Request, decision: Decision, outcome: Outcome) -> None:
+        """What is to be sent is known."""
+        if request.method == "GET" and not isinstance(decision, NotModified):
+            self.outcome, self.whole = outcome, isinstance(decision, Whole)
 
 
 class Delivery:
@@ -90,6 +107,7 @@ class Delivery:
         """``known_public``: whether a model is known to be for all. ``rebuilt``: what deltas brought, for status.
         ``subscribed``: how its subscriptions are."""
         self._recipes, self._rebuilt = recipes, rebuilt
+        self._account, self._clock = upstreams.account, clock
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
         self._small_model, self._subscribed = small_model, subscribed
@@ -110,19 +128,45 @@ class Delivery:
             self._count,
             lambda: upstreams.peers.epoch,
             lambda model: known_public(model) and not self.canary.watches(model),  # which is counted here
+            self._account,
         )
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:
         """Steps 2 to 5 for a task, a file or a shard. Raises RequestError or UpstreamError."""
         self.in_flight += 1
         try:
-            if isinstance(path, BlobPath):
-                return await self._blob(request, path.digest, shard_key(path.digest, path.model))
-            return await self._layout(request, path)
+            with self._answering(request, path) as answer:
+                if isinstance(path, BlobPath):
+                    return await self._blob(request, path.digest, shard_key(path.digest, path.model), answer)
+                return await self._layout(request, path, answer)
         finally:
             self.in_flight -= 1
 
-    async def _layout(self, request: web.Request, path: TaskPath | FilePath) -> web.StreamResponse:
+    @contextmanager
+    def _answering(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> Iterator[_Answer]:
+        """Count what is answered in the block to a client; a peer counts itself what it sends on. A client that goes
+        away is no error, and gives no time."""
+        answer, began = _Answer(), self._clock.monotonic()
+        seconds, error = None, False
+        try:
+            yield answer
+            seconds = self._clock.monotonic() - began if answer.whole else None
+        except NearshardError as failed:
+            error = failed.status >= 500
+            raise
+        finally:
+            if HOP not in request.headers and (answer.outcome or error):
+                usage = self._account.pending(self._about(request, path))
+                usage.answered(answer.sent, seconds, hit=answer.outcome in HITS and not error)
+                usage.errors += error
+
+    @staticmethod
+    def _about(request: web.Request, path: TaskPath | BlobPath | FilePath) -> About:
+        if isinstance(path, BlobPath):
+            return About.shard(shard_key(path.digest, path.model), _said(request))
+        return About(path.model, private=bool(private_model(request)))
+
+    async def _layout(self, request: web.Request, path: TaskPath | FilePath, answer: _Answer) -> web.StreamResponse:
         """A task or a file: many slices, their sizes known from the manifest."""
         found = await self._catalog.resolve(path.model, path.ref, self.who(request))
         private = private_model(request)
@@ -142,8 +186,9 @@ class Delivery:
         wanted = (Wanted(shard_key(s.digest, private), sizes[s.digest], s.offset, s.length) for s in slices)
         verified = isinstance(path, HubPath)
         whole = request.method == "GET" and isinstance(decision, Whole)
+        answer.begin(request, decision, outcome)
         with self.canary.counted(path.model, found.manifest.revision, whole=whole):
-            async with aclosing(self._pieces(wanted, reach, verified=verified)) as pieces:
+            async with aclosing(self._pieces(wanted, reach, answer, verified=verified)) as pieces:
                 return await send(request, shown, decision, span, pieces, fields)
 
     def _favour(self, manifest: Manifest, private: str) -> None:
@@ -151,7 +196,7 @@ class Delivery:
         if self._small_model and sum(manifest.shards.values()) <= self._small_model:
             self._cache.fills.favoured.update(shard_key(digest, private) for digest in manifest.shards)
 
-    async def _blob(self, request: web.Request, digest: Digest, key: ShardKey) -> web.StreamResponse:
+    async def _blob(self, request: web.Request, digest: Digest, key: ShardKey, answer: _Answer) -> web.StreamResponse:
         """A shard by name: its size is known where it is held, else a source says it."""
         if isinstance(evaluate(conditions(request), hex_of(digest), None), NotModified):
             shown = representation.of_blob(digest, 0)  # whoever has the digest has the bytes: nothing to look up
@@ -164,19 +209,23 @@ class Delivery:
         if request.method == "HEAD" and not held:
             shown = representation.of_blob(digest, await self._upstreams.blob_size(key))
             return await send(request, shown, Whole(), shown.layout.whole, _nothing(), {})
+        self._account.claim(key, "" if held else _said(request))
         reader = self._cache.open(key, None, reach, wanted_for=_wanted_for(request))
         try:
             shown = representation.of_blob(digest, await reader.size())
             decision, span = decide(request, shown)
+            answer.begin(request, decision, reader.outcome)
             fields = {"Cache-Status": cache_status(self._node, reader.outcome)}
             if reader.rebuilding:
                 fields[REBUILDING] = "1"
-            async with aclosing(self._counted(reader, span.start, span.length)) as pieces:
+            async with aclosing(self._counted(reader, span.start, span.length, answer)) as pieces:
                 return await send(request, shown, decision, span, pieces, fields)
         finally:
             reader.close()
 
-    async def _pieces(self, slices: Iterator[Wanted], reach: Reach, *, verified: bool) -> AsyncGenerator[Piece]:
+    async def _pieces(
+        self, slices: Iterator[Wanted], reach: Reach, answer: _Answer, *, verified: bool
+    ) -> AsyncGenerator[Piece]:
         """The bytes of ``slices`` in order. Up to AHEAD that are not held are opened early, so that their fills run;
         what is held is opened when it is its turn, so that a reader costs one descriptor. ``verified``: no byte of a
         shard before its digest was right; where that takes long, an empty piece says that the head may go."""
@@ -196,7 +245,7 @@ class Delivery:
                     if verified and not await _soon(reader):
                         yield memoryview(b"")
                         await reader.verified()
-                    async for part in self._counted(reader, piece.offset, piece.length):
+                    async for part in self._counted(reader, piece.offset, piece.length, answer):
                         yield part
                 finally:
                     reader.close()
@@ -215,10 +264,11 @@ class Delivery:
     def _open(self, piece: Wanted, reach: Reach) -> Reader:
         return self._cache.open(piece.key, piece.size, reach)
 
-    async def _counted(self, reader: Reader, offset: int, length: int) -> AsyncGenerator[Piece]:
+    async def _counted(self, reader: Reader, offset: int, length: int, answer: _Answer) -> AsyncGenerator[Piece]:
         """What a reader gives, and a note of how it was had."""
         async for part in reader.read(offset, length):
             yield part
+            answer.sent += len(part) if isinstance(part, memoryview) else part.length
         self._count(reader.outcome, length)
 
     def _count(self, outcome: Outcome, size: int) -> None:
@@ -280,11 +330,17 @@ class Delivery:
             "peer_bytes": self._upstreams.received[Outcome.FILL_PEER],
             "deltas": self._rebuilt(),
             "trust": self._trusted.status(),
+            "usage": self._usage(),
             "trials": [asdict(trial) for trial in self.canary.trials()],
             "subscriptions": list(self._subscribed()),
             "outcomes": {outcome.value: count for outcome, count in self._counts.items()},
             "sent_bytes": {outcome.value: size for outcome, size in self._sent.items()},
         }
+
+    def _usage(self) -> Mapping[str, Any]:
+        """Today's, per model; what is private has no name here."""
+        day, models = self._account.today()
+        return {"day": day, "models": {model: usage.counts() for model, usage in models.items()}}
 
     def not_ready(self) -> str:
         """Ready once it listens: the disk cache was taken up before that."""
@@ -296,6 +352,11 @@ def _reach(request: web.Request) -> Reach:
     if HOP not in request.headers:
         return Reach.ANYWHERE
     return Reach.AS_IS if AS_IS in request.headers else Reach.ABOVE
+
+
+def _said(request: web.Request) -> str:
+    """What a request says of the model of a shard; empty where it says nothing."""
+    return request.headers.get(MODEL, "") or request.headers.get(WANTED_FOR, "")
 
 
 def _wanted_for(request: web.Request) -> str:

@@ -379,7 +379,7 @@ class Fill:
             assert self._gaps is not None
             gap = gap or self._gaps.cut(body.size)[0]
             async for chunk in body.chunks:
-                await self._fills.upstreams.take(source, len(chunk))
+                await self._fills.upstreams.take(source, self.key, len(chunk))
                 await self._put(gap, memoryview(chunk))
                 if gap.start >= gap.stop:
                     break  # the rest is with another stream

@@ -130,6 +130,7 @@ class Rebuilder:
         saved = max(0, recipe.size - moved)
         self.made += 1
         self.saved += saved
+        self._upstreams.account.saved(fill.key, saved)
         self._metrics.deltas.labels("made").inc()
         self._metrics.delta_saved.inc(saved)
         self._log.info("made from a delta", shard=fill.key, bytes=recipe.size, moved=moved)

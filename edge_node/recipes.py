@@ -59,7 +59,11 @@ class Recipe:
 class Recipes:
     """Manifests with deltas, those that were read last."""
 
-    def __init__(self, keep: int = KEEP, keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(
+        self, keep: int = KEEP, keep_bytes: int = KEEP_BYTES, *, told: Callable[[Manifest, str], None] | None = None
+    ) -> None:
+        """``told``: of every manifest that is read, with deltas or without."""
+        self._told = told
         self._keep, self._keep_bytes = keep, keep_bytes
         self._manifests: OrderedDict[tuple[str, Digest], Manifest] = OrderedDict()
         self._bytes = 0
@@ -73,6 +77,8 @@ class Recipes:
 
     def learn(self, manifest: Manifest, private: str) -> None:
         """A manifest was read; ``private``: its model where that is private, else empty."""
+        if self._told:
+            self._told(manifest, private)
         if not manifest.deltas:
             return
         name = private, manifest.revision

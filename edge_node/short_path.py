@@ -25,6 +25,7 @@ from typing import Any
 
 from aiohttp import web
 
+from edge_node.account import MODEL, About, Account
 from edge_node.cache import Cache, DiskReader, MemoryReader
 from edge_node.peers import AS_IS, HOP
 from edge_node.shard_key import ShardKey, shard_key
@@ -51,7 +52,8 @@ TURN = 4 << 20
 LEAST = 10_000 * int(STALL)
 """Bytes that a client must take in STALL seconds: 10 KB/s."""
 _BLOBS = b"/blobs/"
-_HARMLESS = [name.lower().encode() for name in (HOP, AS_IS, WANTED_FOR)]
+_HOP, _MODEL, _WANTED_FOR = (name.lower().encode() for name in (HOP, MODEL, WANTED_FOR))
+_HARMLESS = [_HOP, _MODEL, _WANTED_FOR, AS_IS.lower().encode()]
 """Fields, besides those that are harmless to all: what is held is sent to a peer as to anybody, whatever it is for."""
 
 
@@ -69,6 +71,8 @@ class Known:
     """Whether Accept makes no difference to it."""
     quoted: bytes
     """The entity tag as a field has it."""
+    about: About
+    """What is counted for it is counted so."""
     heads: dict[Outcome | None, bytes] = field(default_factory=dict)
     """Status line and fields of a 200, up to the date, by outcome."""
     heads_304: dict[Outcome | None, bytes] = field(default_factory=dict)
@@ -87,10 +91,11 @@ class ShortPath:
         count: Callable[[Outcome, int], None],
         epoch: Callable[[], int],
         known_public: Callable[[str], bool],
+        account: Account,
     ) -> None:
         """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
         while none is known. ``known_public``: whether a model is known to be for all."""
-        self.cache, self.count = cache, count
+        self.cache, self.count, self.account = cache, count, account
         self.requests = PlainRequests(_HARMLESS)
         self._end = DatedEnd(server, clock, epoch)
         self._node, self._known_public = node, known_public
@@ -100,7 +105,8 @@ class ShortPath:
         """The long path has answered ``target``, a task or a file of a public model, which will never mean anything
         else."""
         slices = tuple(shown.layout.cut(shown.layout.whole))
-        known = Known(shown, slices, model, fields, any_accept=False, quoted=f'"{shown.etag}"'.encode())
+        quoted = f'"{shown.etag}"'.encode()
+        known = Known(shown, slices, model, fields, any_accept=False, quoted=quoted, about=About(model))
         self._remember(target.encode(), known)
 
     def find(self, target: bytes, fields: PlainFields) -> Known | None:
@@ -156,6 +162,17 @@ class ShortPath:
             head = heads[outcome] = "\r\n".join([*lines, "Date: "]).encode()
         return head + self._end.now()
 
+    def about(self, known: Known, fields: PlainFields) -> About | None:
+        """What an answer is counted to; None for one to a peer, which counts what it sends on."""
+        if not fields.also:
+            return known.about
+        if _HOP in fields.also:
+            return None
+        if known.model:
+            return known.about
+        said = fields.also.get(_MODEL) or fields.also.get(_WANTED_FOR, b"")
+        return About.shard(known.about.key, said.decode())
+
     def _blob(self, target: bytes) -> Known | None:
         try:
             digest = parse_digest(target[len(_BLOBS) :].decode())
@@ -165,7 +182,8 @@ class ShortPath:
         if size is None:
             return None
         shown = of_blob(digest, size)
-        known = Known(shown, shown.layout.slices, "", {}, any_accept=True, quoted=f'"{shown.etag}"'.encode())
+        quoted, about = f'"{shown.etag}"'.encode(), About.shard(shard_key(digest))
+        known = Known(shown, shown.layout.slices, "", {}, any_accept=True, quoted=quoted, about=about)
         self._remember(target, known)
         return known
 
@@ -235,8 +253,11 @@ class ShortConnection(PlainConnection):
             decision = evaluate(asked, known.shown.etag, None)
             if isinstance(decision, NotModified):
                 return self._not_modified(transport, known)
+        about = path.about(known, fields)
         if answer := path.small(known):
             transport.write(answer)
+            if about is not None:
+                path.account.pending(about).answered(known.shown.layout.size, 0.0, hit=True)
             return True
         if is_encrypted(transport):
             return False
@@ -250,7 +271,7 @@ class ShortConnection(PlainConnection):
             return False
         outcome = dearest([held.reader.outcome for held in opened])
         head = path.head(known, Whole(), outcome)
-        self._sending = _Sending(self, path, self._socket, head, opened)
+        self._sending = _Sending(self, path, self._socket, head, opened, about)
         self.busy = True
         self._sending.go_on()
         return True
@@ -282,18 +303,25 @@ class _Sending:
     """One answer on its way out: its head, then its slices, as fast as the client takes them."""
 
     def __init__(
-        self, connection: ShortConnection, path: ShortPath, sock: socket.socket, head: bytes, opened: list[Held]
+        self,
+        connection: ShortConnection,
+        path: ShortPath,
+        sock: socket.socket,
+        head: bytes,
+        opened: list[Held],
+        about: About | None,
     ) -> None:
-        self._connection, self._path, self._socket = connection, path, sock
+        """``about``: what it is counted to, if at all."""
+        self._connection, self._path, self._socket, self._about = connection, path, sock, about
         self._head = memoryview(head)
         self._waiting = deque(opened)
         self._offset = 0
         """Bytes of the first waiting slice that are sent."""
-        self._taken = 0
-        """Bytes that the client has taken since ``_since``."""
+        self._taken = self._sent = 0
+        """Bytes that the client has taken since ``_since``, and of the body in all."""
         self._loop = asyncio.get_running_loop()
         self._watched = False
-        self._since = self._loop.time()
+        self._began = self._since = self._loop.time()
         self._deadline = self._loop.call_later(STALL, self._check)
         self.done: asyncio.Future[None] = self._loop.create_future()
 
@@ -323,11 +351,15 @@ class _Sending:
         self._deadline.cancel()
         if self._watched:
             self._loop.remove_writer(self._socket.fileno())
+        left = len(self._waiting)
         for held in self._waiting:
             held.reader.close()
         self._waiting.clear()
         if not self.done.done():
             self.done.set_result(None)
+            if self._about is not None:
+                seconds = None if left else self._loop.time() - self._began
+                self._path.account.pending(self._about).answered(self._sent, seconds, hit=True)
 
     def _send_some(self, held: Held, limit: int) -> int:
         piece = held.piece
@@ -344,6 +376,7 @@ class _Sending:
                     held.reader.broken()
                 raise
         self._taken += sent
+        self._sent += sent
         if self._taken >= LEAST:  # its time begins anew: what socket buffers took at first buys it no more
             self._taken, self._since = 0, self._loop.time()
         self._offset += sent

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import aiohttp
 
+from edge_node.account import Account
 from edge_node.peers import AS_IS, HOP, ONLY_IF_CACHED, Peers
 from edge_node.reach import Reach
 from edge_node.shard_key import ShardKey, digest_in, model_in, path_of
@@ -71,6 +72,11 @@ class Source:
     late_at: float = float("-inf")
     """When it last let its time run out, and had been silent altogether."""
 
+    @property
+    def tier(self) -> str:
+        """What it is: ``peer``, ``parent`` or ``origin``."""
+        return self.outcome.value.removeprefix("fill-")
+
 
 class Wanted(Protocol):
     """What is asked for: a shard, its bytes where they are known, how far to go, and a revision that it is of."""
@@ -122,7 +128,9 @@ class Upstreams:
         parents: Sequence[str] = (),
         peers: Peers | None = None,
         node: str = "edge",
+        account: Account | None = None,
     ) -> None:
+        self.account = Account() if account is None else account
         self._sessions = sessions
         self._clock = clock
         self._above = [self._source(url, Outcome.FILL_PARENT) for url in parents]
@@ -164,12 +172,13 @@ class Upstreams:
         """A source gave what was asked for."""
         source.failures, source.avoid_until = 0, 0.0
 
-    async def take(self, source: Source, size: int) -> None:
-        """Count body bytes that came from a source, and wait where the link's policy wants it."""
+    async def take(self, source: Source, key: ShardKey, size: int) -> None:
+        """Count body bytes of a shard that came from a source, and wait where the link's policy wants it."""
         source.slots.count(size)
         source.heard_at = self._clock.monotonic()
         self.received[source.outcome] += size
-        self._metrics.received.labels(source.url).inc(size)
+        self.account.received(key, source.outcome, size)
+        self._metrics.received.labels(source.url, source.tier).inc(size)
         if source.outcome is not Outcome.FILL_PEER:
             await self.link.take(size)
             await source.throttle.take(size, lambda: self.link.policy.upstreams.get(source.url, 0))
@@ -221,9 +230,11 @@ class Upstreams:
 
     def _about(self, source: Source, wanted: Wanted) -> Mapping[str, str]:
         """What another node is told with a question, so that it may use deltas, and waits for nobody in a circle."""
-        fields = {}
+        fields: dict[str, str] = {}
         if source.outcome is not Outcome.FILL_ORIGIN and wanted.wanted_for:
             fields[WANTED_FOR] = wanted.wanted_for
+        if source.outcome is not Outcome.FILL_ORIGIN and not model_in(wanted.key):
+            fields |= self.account.about(wanted.key)
         if source.outcome is Outcome.FILL_PEER:
             fields[HOP] = self._node
             if not wanted.reach.rebuilds:
@@ -278,7 +289,7 @@ class Upstreams:
             async for chunk in body.chunks:
                 into[: len(chunk)] = chunk
                 into = into[len(chunk) :]
-                await self.take(source, len(chunk))
+                await self.take(source, key, len(chunk))
 
     def _if_held(self, key: ShardKey) -> Mapping[str, str]:
         return {HOP: self._node, "Cache-Control": ONLY_IF_CACHED, **self._own_token(key)}

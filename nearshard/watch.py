@@ -26,19 +26,27 @@ _MARKS = {
     "ejected": ("✕", "bold red"), "lost": ("✕", "bold red"), "away": ("○", "dim"), "empty": ("○", "dim"),
 }  # fmt: skip
 _FIGURES = ("in flight", "served", "link", "saved", "hits", "now")
+_NODE = ("served", "link", "hits")
 
 Ask = Callable[[], Coroutine[None, None, Mapping[str, Any]]]
 
 
 def show_nodes(found: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
     """A table of the nodes."""
-    table = _table("node", "region", "url", "state", "share", "weight", "load", *_FIGURES, text=4)
+    table = _table("node", "region", "state", "share", "load", *_NODE, text=3)
+    table.add_column("url", overflow="fold")
     for node in sorted(found, key=lambda node: (node["region"], node["id"])):
-        table.add_row(
-            node["id"], node["region"], node["url"], _state(node), _percent(node.get("share")), str(node["weight"]),
-            _text(node.get("load")), *_figures(node, saved=False),
-        )  # fmt: skip
-    (console or Console()).print(table)
+        about = _percent(node.get("share")), _text(node.get("load"))
+        figures = _figures(node)
+        shown = [figures[_FIGURES.index(name)] for name in _NODE]
+        table.add_row(node["id"], node["region"], _state(node), *about, *shown, node["url"])
+    (console or wide()).print(table)
+
+
+def wide() -> Console:
+    """Standard output; where that is no terminal, nothing is cut off there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
 
 
 async def top(ask: Ask, console: Console) -> None:
@@ -117,7 +125,7 @@ def _table(*columns: str, text: int) -> Table:
     """The first so many columns are text, the others figures."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < text else "right", no_wrap=number > 0, overflow="fold")
+        table.add_column(name, justify="left" if number < text else "right", no_wrap=True)
     return table
 
 
@@ -174,7 +182,9 @@ def _error(error: Mapping[str, Any], now: float) -> Text:
 
 
 def _size(value: int | None) -> str:
-    return "-" if value is None else f"-{decimal(-value)}" if value < 0 else decimal(value)
+    if value is None:
+        return "-"
+    return ("-" if value < 0 else "") + decimal(abs(value)).replace(" bytes", " B")
 
 
 def _percent(value: float | None) -> str:

@@ -208,7 +208,8 @@ async def publish(
                 sink, manifest, sources, writer.heads, parent, making, inherit=not attempt, progress=writer.encoded
             )
         changed = before is None or (before.revision, before.source) != (manifest.revision, source)
-        if not changed or await sink.put_manifest(manifest):
+        here = not changed and current is not None  # not so where the store was lost, and its metadata restored
+        if here or await sink.put_manifest(manifest):
             break
     else:
         raise DiskError("shards go from the store while they are published: is gc run without a grace period?")

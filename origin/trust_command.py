@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -22,16 +23,20 @@ from origin.keyring import ROOT_FILE, Keyring, keys_beside, load_ring, named
 from origin.rotation import ONLINE, Rotation, affected
 from origin.signing import State, key_id, key_of
 from origin.storage import Storage
+from origin.trust_restore import Elsewhere, Restored, restore
 from origin.trust_setup import add_publisher, initialise
 from origin.trust_store import TrustStore
-from shared.config import load
+from shared.config import HttpUrl, load
 from shared.digest import digest_of, hex_of
-from shared.errors import RequestError
+from shared.errors import ConfigError, RequestError
 from shared.files import replace_file
 from shared.ids import parse_name
 from shared.keys import NodeKey, parse_public, save_key
+from shared.token_file import given_token
 from shared.trust_names import ROOT, SNAPSHOT, TARGETS, TIMESTAMP
 from shared.web.command import run_program
+from shared.web.session import make_session
+from shared.web.tls import tls_by
 
 app = typer.Typer(
     add_completion=False,
@@ -159,6 +164,59 @@ def revoke_command(
     top = any(role in (ROOT, TARGETS, ONLINE) for role in signs)
     place.audit("revoked", ROOT if top else TARGETS, key=name, signs=signs, added=done["added"])
     _say({"key": name, "signs": signs, "added": done["added"], "keys": str(place.folder)}, as_json=as_json)
+
+
+@app.command(
+    "restore", epilog="Example: nearshard trust restore --from https://berlin-1.acme.example:8720 --store /srv/models"
+)
+def restore_command(
+    source: Annotated[list[str], typer.Option("--from", help="A node or router of the network; again for more.")],
+    store: StoreOption = None,
+    trust_root: Annotated[
+        Path | None,
+        typer.Option(envvar="NEARSHARD_TRUST_ROOT", help="The network's root file; root.json in the keys' folder."),
+    ] = None,
+    keys: KeysOption = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NEARSHARD_TOKEN_FILE",
+            help="File of a token for '*/*:read': nodes tell what private refs mean to nobody else.",
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", envvar="NEARSHARD_CA", help="CA of the deployment, as PEM, beside the system's."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a store that was restored from a backup up to the signed metadata that the network knows; nobody would
+    believe an older one. Says what is to be published again."""
+    place = _Place.at(store, keys)
+    root = (trust_root or place.folder / ROOT_FILE).expanduser()
+    try:
+        known = root.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{root}: {error.strerror}; what the network is known by is needed: --trust-root") from error
+    try:
+        urls = [TypeAdapter(HttpUrl).validate_python(url) for url in source]
+    except ValidationError:
+        raise RequestError("--from is a URL: http(s)://host:port") from None
+
+    async def run() -> Restored:
+        async with make_session(tls=tls_by(ca)) as session:
+            token = given_token(token_file)
+            return await restore(place.trust, [(url, Elsewhere(session, url, known, token)) for url in urls])
+
+    done = asyncio.run(run())
+    place.log.add("restored", "", source=done.source, timestamp=done.timestamp, files=done.files)
+    missing = [f"{model} {revision}" for model, revision in done.missing]
+    _say(
+        {"from": done.source, "timestamp": done.timestamp, "files": done.files, "publish again": missing or "nothing"}
+        if not as_json
+        else {**vars(done), "missing": [{"model": model, "revision": revision} for model, revision in done.missing]},
+        as_json=as_json,
+    )
 
 
 @app.command("show", epilog="Example: nearshard trust show --store /srv/models")

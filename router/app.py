@@ -12,7 +12,6 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -57,6 +56,7 @@ from shared.routing import Choice
 from shared.token_file import TokenFile
 from shared.trials import by_site
 from shared.trust_file import TrustFile, read_root
+from shared.usage import day_of
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
@@ -234,12 +234,11 @@ class RouterTier:
     async def network(self) -> Mapping[str, Any]:
         """The whole network as it is seen from here, for the dashboard: the nodes are asked how they do."""
         seen, now = await self._watch.look(), self._clock.time()
-        day = datetime.fromtimestamp(now, UTC).date().isoformat()
         return {
             **await self._itself(),
             "time": round(now, 1),
             "age": round(self._watch.age, 1),
-            **network(seen, day, MAX_NODES),
+            **network(seen, day_of(now), MAX_NODES),
             "federated": self._federated.look(),
             "errors": last_errors(logs.recent(), seen),
         }

@@ -13,6 +13,7 @@ from typing import Any
 from shared.errors import BadId
 from shared.ids import parse_model
 from shared.node import Node
+from shared.usage import COUNTS, NO_MODEL, OTHER, PRIVATE, Usage, total
 
 MAX_MODELS = 50
 """Models of one node that are kept by name, the largest ones; the others are one."""
@@ -21,39 +22,15 @@ MAX_SHOWN = 100
 MAX_SITES = 64
 """Regions that a model is told by, those that had most of it."""
 MAX_ERRORS = 50
-UNNAMED = ("", "other", "(private)")
-"""What a node counts to no model by its name: shards of no manifest that it read, the rest, what not all may see."""
+UNNAMED = (OTHER, PRIVATE)
 _MAX = 1 << 53
 
 
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What was served in a day. Bytes, but for the last three."""
-
-    served: int = 0
-    """To clients."""
-    link: int = 0
-    """From parents and origins."""
-    peers: int = 0
-    """From nodes of the region."""
-    saved: int = 0
-    """That did not cross the link, as shards came as differences."""
-    hits: int = 0
-    requests: int = 0
-    errors: int = 0
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
-
-    def _values(self) -> tuple[int, ...]:
-        return self.served, self.link, self.peers, self.saved, self.hits, self.requests, self.errors
-
-    def as_json(self) -> dict[str, Any]:
-        """With what it comes to: ``spared``, the bytes that would have crossed the link had clients gone to the origin
-        and did not (below 0 where more was fetched than asked for), and the share of hits; None of nothing."""
-        fields = dict(zip(self.__slots__, self._values(), strict=True))
-        ratio = round(self.hits / self.requests, 4) if self.requests else None
-        return {**fields, "spared": self.served - self.link, "hit_ratio": ratio}
+def as_json(usage: Usage) -> dict[str, Any]:
+    """The counts, with what they come to: ``spared``, the bytes that would have crossed the link had clients gone to
+    the origin and did not (below 0 where more was fetched than asked for), and the share of hits; None of nothing."""
+    ratio = round(usage.hits / usage.requests, 4) if usage.requests else None
+    return {**usage.counts(), "spared": usage.spared, "hit_ratio": ratio}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +47,23 @@ class Report:
     disk: tuple[int, int] = (0, 0)
     day: str = ""
     """That ``models`` is of, as 2026-01-31; empty where the node does not say."""
-    models: Mapping[str, Traffic] = field(default_factory=dict)
+    models: Mapping[str, Usage] = field(default_factory=dict)
     errors: tuple[Mapping[str, Any], ...] = ()
 
     @property
-    def traffic(self) -> Traffic:
+    def usage(self) -> Usage:
         """Of all models."""
-        return sum(self.models.values(), Traffic())
+        return total(self.models.values())
 
 
 def parse_report(document: object) -> Report:
     """A node's status. Never fails: whatever is not as it should be is not there."""
     status = _map(document)
     usage = _map(status.get("usage"))
-    models: dict[str, Traffic] = defaultdict(Traffic)
+    models: dict[str, Usage] = defaultdict(Usage)
     for name, counts in _map(usage.get("models")).items():
         if known := _model(name):
-            models[known] += Traffic(*(_count(_map(counts).get(part)) for part in Traffic.__slots__))
+            models[known].add(Usage(**{part: _count(_map(counts).get(part)) for part in COUNTS}))
     return Report(
         sum(map(_count, _map(status.get("sent_bytes")).values())),
         _count(status.get("upstream_bytes")),
@@ -99,14 +76,14 @@ def parse_report(document: object) -> Report:
     )
 
 
-def _largest(models: Mapping[str, Traffic], count: int) -> dict[str, Traffic]:
+def _largest(models: Mapping[str, Usage], count: int) -> dict[str, Usage]:
     """The models that most was served of, largest first; the others together come last."""
     ordered = sorted(models.items(), key=lambda item: (-item[1].served, -item[1].link, item[0]))
     named = [item for item in ordered if item[0] not in UNNAMED]
     kept = dict(named[:count])
-    kept |= {name: traffic for name, traffic in ordered if name in UNNAMED}
-    if rest := [traffic for _, traffic in named[count:]]:
-        kept["other"] = sum(rest, kept.pop("other", Traffic()))
+    kept |= {name: usage for name, usage in ordered if name in UNNAMED}
+    if rest := [usage for _, usage in named[count:]]:
+        kept[OTHER] = total([kept.pop(OTHER, Usage()), *rest])
     return kept
 
 
@@ -124,8 +101,8 @@ def _errors(value: object) -> tuple[Mapping[str, Any], ...]:
 
 
 def _model(name: str) -> str:
-    if name in UNNAMED:
-        return name or "other"
+    if name in (NO_MODEL, *UNNAMED):
+        return name or OTHER
     try:
         return parse_model(name)
     except BadId:
@@ -179,13 +156,13 @@ class Seen:
             return "draining"
         return "failing" if health["failures"] else "well"
 
-    def traffic(self, day: str) -> Traffic | None:
+    def usage(self, day: str) -> Usage | None:
         """Of a day; None where it is not known."""
-        return self.report.traffic if self.report and self.report.day == day else None
+        return self.report.usage if self.report and self.report.day == day else None
 
     def as_json(self, day: str) -> dict[str, Any]:
         """A line of the table."""
-        traffic, report = self.traffic(day), self.report
+        usage, report = self.usage(day), self.report
         told = {name: self.told[name] for name in ("in_flight", "draining", "load", "health")} if self.told else {}
         return {
             **self.node.record(),
@@ -199,7 +176,7 @@ class Seen:
             "fills": report.fills if report else None,
             "memory": _used(report.memory) if report else None,
             "disk": _used(report.disk) if report else None,
-            "today": traffic.as_json() if traffic else None,
+            "today": as_json(usage) if usage else None,
         }
 
 
@@ -235,7 +212,7 @@ def network(seen: Sequence[Seen], day: str, shown: int) -> dict[str, Any]:
 def _sum(seen: Sequence[Seen], day: str) -> dict[str, Any]:
     """Some nodes as one. ``today`` is of those that said it: ``known`` of them."""
     states = [one.state for one in seen]
-    traffic = [found for one in seen if (found := one.traffic(day)) is not None]
+    usages = [found for one in seen if (found := one.usage(day)) is not None]
     up = sum(state in ("well", "failing", "draining") for state in states)
     state = "lost" if not up else "well" if all(one in ("well", "draining") for one in states) else "impaired"
     return {
@@ -243,10 +220,10 @@ def _sum(seen: Sequence[Seen], day: str) -> dict[str, Any]:
         "nodes": len(states),
         "up": up,
         "in_flight": sum(one.told["in_flight"] for one in seen if one.told),
-        "known": len(traffic),
+        "known": len(usages),
         "rate": _total(one.rate for one in seen),
         "link_rate": _total(one.link_rate for one in seen),
-        "today": sum(traffic, Traffic()).as_json() if traffic else None,
+        "today": as_json(total(usages)) if usages else None,
     }
 
 
@@ -257,33 +234,33 @@ def _total(rates: Iterable[float | None]) -> int | None:
 
 def _models(by_region: Mapping[str, Sequence[Seen]], day: str) -> list[dict[str, Any]]:
     """What was served of each model, in all and site by site."""
-    total: dict[str, Traffic] = defaultdict(Traffic)
-    sites: dict[str, dict[str, Traffic]] = defaultdict(lambda: defaultdict(Traffic))
+    network: dict[str, Usage] = defaultdict(Usage)
+    sites: dict[str, dict[str, Usage]] = defaultdict(lambda: defaultdict(Usage))
     for region, ones in by_region.items():
         for one in ones:
-            for model, traffic in one.report.models.items() if one.report and one.report.day == day else ():
-                total[model] += traffic
-                sites[model][region] += traffic
-    kept = _largest(total, MAX_SHOWN)
+            for model, usage in one.report.models.items() if one.report and one.report.day == day else ():
+                network[model].add(usage)
+                sites[model][region].add(usage)
+    kept = _largest(network, MAX_SHOWN)
     for model in sites.keys() - kept.keys():
-        for region, traffic in sites.pop(model).items():
-            sites["other"][region] += traffic
+        for region, usage in sites.pop(model).items():
+            sites[OTHER][region].add(usage)
     return [
         {
             "model": model,
-            **traffic.as_json(),
+            **as_json(usage),
             "sites": [
-                {"region": region, **part.as_json()}
+                {"region": region, **as_json(part)}
                 for region, part in sorted(sites[model].items(), key=lambda item: (-item[1].served, item[0]))[
                     :MAX_SITES
                 ]
             ],
         }
-        for model, traffic in kept.items()
+        for model, usage in kept.items()
     ]
 
 
-def _by_served(item: tuple[str, Traffic]) -> tuple[int, str]:
+def _by_served(item: tuple[str, Usage]) -> tuple[int, str]:
     return -item[1].served, item[0]
 
 

@@ -41,7 +41,7 @@ def parse_redis_url(url: str) -> Connect:
 
     ``redis://``, ``rediss://`` (TLS), ``redis+sentinel://h1:26379,h2:26379/<master>/<db>`` (with
     ``?sentinel_username=&sentinel_password=`` where Sentinels want them), ``redis+cluster://h1:7000,h2:7001``; the
-    latter two with ``rediss+`` for TLS.
+    latter two with ``rediss+`` for TLS. ``?ssl_ca_certs=`` names a file of CAs beside the system's.
     """
     options: dict[str, Any] = {
         "socket_timeout": DEADLINE,
@@ -65,9 +65,14 @@ def parse_redis_url(url: str) -> Connect:
     if match["user"] is not None:
         user, _, password = match["user"].partition(":")
         options |= {"username": unquote(user) or None, "password": unquote(password) or None}
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if scheme == "rediss":
         options["ssl"] = True
+        if "ssl_ca_certs" in query:
+            options["ssl_ca_certs"] = query.pop("ssl_ca_certs")
     if kind == "cluster":
+        if query:
+            raise ValueError("a redis+cluster:// URL has ssl_ca_certs, with TLS, and nothing else")
         if parts.path.strip("/"):
             raise ValueError("a cluster has no databases")
         nodes = _hosts(match["hosts"], 6379)
@@ -76,10 +81,11 @@ def parse_redis_url(url: str) -> Connect:
     if not master or not (database or "0").isdecimal():
         raise ValueError("a redis+sentinel:// URL ends with /<master>/<db>")
     sentinels = _hosts(match["hosts"], 26379)
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     unknown = query.keys() - {"sentinel_username", "sentinel_password"}
     if unknown:
-        raise ValueError("a redis+sentinel:// URL has sentinel_username and sentinel_password, and nothing else")
+        raise ValueError(
+            "a redis+sentinel:// URL has sentinel_username, sentinel_password, with TLS ssl_ca_certs, and nothing else"
+        )
     own = {key: value for key, value in options.items() if key not in ("username", "password")}
     own |= {name.removeprefix("sentinel_"): value for name, value in query.items()}
 

@@ -97,7 +97,7 @@ def check_private(file: Path) -> None:
     For files that a library opens by itself; else ``read_private`` looks at what it reads.
     """
     try:
-        _refuse_shared(file, file.stat().st_mode)
+        _refuse_shared(file, file.stat())
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
 
@@ -107,7 +107,7 @@ def read_private(file: Path, limit: int = _MAX_FILE) -> bytes:
     FileNotFoundError, DiskError."""
     try:
         with file.open("rb") as opened:
-            _refuse_shared(file, os.fstat(opened.fileno()).st_mode)
+            _refuse_shared(file, os.fstat(opened.fileno()))
             return opened.read(limit)
     except FileNotFoundError:
         raise
@@ -115,8 +115,10 @@ def read_private(file: Path, limit: int = _MAX_FILE) -> bytes:
         raise DiskError(f"{file}: {error.strerror}") from error
 
 
-def _refuse_shared(file: Path, mode: int) -> None:
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+def _refuse_shared(file: Path, status: os.stat_result) -> None:
+    # What root gives a service to read by its group, as systems that hand out secrets do, no other user put there.
+    given = stat.S_IRGRP if status.st_uid == 0 and os.geteuid() != 0 else 0
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~given:
         raise ConfigError(f"{file}: others on this machine may use this private key; chmod 600, or make a new one")
 
 

@@ -37,7 +37,10 @@ class Metrics:
             "nearshard_outcomes", "Shard reads, by how they were served.", ["outcome"], registry=self.registry
         )
         self.received = Counter(
-            "nearshard_upstream_bytes", "Body bytes received, by upstream.", ["upstream"], registry=self.registry
+            "nearshard_upstream_bytes",
+            "Body bytes received, by upstream and tier: peer (in the region), parent or origin (over the link).",
+            ["upstream", "tier"],
+            registry=self.registry,
         )
         self.fills = Counter("nearshard_fills", "Fills ended, by result.", ["result"], registry=self.registry)
         self.deltas = Counter(

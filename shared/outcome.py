@@ -22,6 +22,10 @@ class Outcome(Enum):
         return list(Outcome).index(self)
 
 
+HITS = frozenset((Outcome.HIT_MEMORY, Outcome.HIT_DISK))
+"""What was held already."""
+
+
 def dearest(outcomes: list[Outcome]) -> Outcome:
     """The outcome that a whole response is reported under."""
     return max(outcomes, key=lambda outcome: outcome.cost)

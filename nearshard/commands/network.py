@@ -50,12 +50,10 @@ def top_command(router: Router = ROUTERS, ca: Ca = None, as_json: Json = False) 
     if as_json:
         sys.stdout.write(json.dumps(asyncio.run(network(router, ca))) + "\n")
         return
-    from rich.console import Console
-
-    from nearshard.watch import top
+    from nearshard.watch import top, wide
 
     with suppress(KeyboardInterrupt):  # that is how it ends
-        asyncio.run(top(lambda: network(router, ca), Console()))
+        asyncio.run(top(lambda: network(router, ca), wide()))
 
 
 def locate_command(

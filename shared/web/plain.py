@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ class PlainFields:
     if_none_match: bytes
     region: bytes
     """``Nearshard-Region``, for those who find that harmless."""
+    also: Mapping[bytes, bytes]
+    """Those that are harmless to this service, by their names in lower case."""
 
 
 def parse_line(data: bytes) -> tuple[bytes, bytes] | None:
@@ -74,7 +76,10 @@ def parse_fields(block: bytes, also: frozenset[bytes] = frozenset()) -> PlainFie
     if not fields.get(b"host") or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive":
         return None
     return PlainFields(
-        fields.get(b"accept", b"*/*"), fields.get(b"if-none-match", b""), fields.get(b"nearshard-region", b"")
+        fields.get(b"accept", b"*/*"),
+        fields.get(b"if-none-match", b""),
+        fields.get(b"nearshard-region", b""),
+        {name: value for name, value in fields.items() if name in also},
     )
 
 

@@ -379,6 +379,7 @@ async def test_a_router_stops_also_when_a_call_to_redis_swallows_its_cancellatio
         "http://h", "redis", "redis+other://h", "redis+cluster://", "redis+cluster://h/1", "redis+sentinel://h",
         "redis+sentinel://h/m/x", "redis+sentinel://h/m/0?secret=1", "redis+sentinel://h:x/m", "redis+sentinel:///m",
         "redis://u:geheim@h:port", "redis+cluster://u:geheim@h:port", "redis://h/0?socket_timeout=geheim",
+        "redis+sentinel://h/m/0?ssl_ca_certs=/geheim", "rediss+cluster://h?geheim=1",
     ],
 )  # fmt: skip
 def test_what_is_no_redis_url_is_refused_without_repeating_it(url: str) -> None:

@@ -151,6 +151,29 @@ def test_a_key_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None
         check_private(file)
 
 
+def test_what_root_gives_a_services_group_to_read_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As systems that hand out secrets do, to services that are not root."""
+    file = tmp_path / "node.key"
+    load_or_make_key(file)
+    real = Path.stat
+
+    def of_root(path: Path, **words: bool) -> os.stat_result:
+        return os.stat_result([*real(path, **words)[:4], 0, *real(path, **words)[5:10]])
+
+    monkeypatch.setattr(Path, "stat", of_root)
+    monkeypatch.setattr(os, "geteuid", lambda: 10001)
+    file.chmod(0o440)
+    check_private(file)
+    for mode in (0o460, 0o444, 0o450):
+        file.chmod(mode)
+        with pytest.raises(ConfigError, match=r"node\.key"):
+            check_private(file)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    file.chmod(0o440)
+    with pytest.raises(ConfigError, match=r"node\.key"):
+        check_private(file)
+
+
 def test_a_key_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         check_private(tmp_path / "node.key")

@@ -57,6 +57,8 @@ PURE = [
     "origin.signing",
     "origin.rollout",
     "shared.rollout",
+    "shared.usage",
+    "edge_node.account",
     "shared.pins",
     "shared.trials",
     "nearshard.doctor.facts",
