@@ -13,7 +13,7 @@ from typing import Any
 from shared.errors import BadId
 from shared.ids import parse_model
 from shared.node import Node
-from shared.usage import COUNTS, NO_MODEL, OTHER, PRIVATE, Usage, total
+from shared.usage import COUNTS, NO_MODEL, OTHER, PRIVATE, Usage, from_numbers, total
 
 MAX_MODELS = 50
 """Models of one node that are kept by name, the largest ones; the others are one."""
@@ -63,7 +63,7 @@ def parse_report(document: object) -> Report:
     models: dict[str, Usage] = defaultdict(Usage)
     for name, counts in _map(usage.get("models")).items():
         if known := _model(name):
-            models[known].add(Usage(**{part: _count(_map(counts).get(part)) for part in COUNTS}))
+            models[known].add(from_numbers([*(_count(_map(counts).get(part)) for part in COUNTS), *Usage().ready]))
     return Report(
         sum(map(_count, _map(status.get("sent_bytes")).values())),
         _count(status.get("upstream_bytes")),

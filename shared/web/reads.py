@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from shared import codec, log, metalink, plan, representation, trust_chain
+from shared import codec, metalink, plan, representation, trust_chain
 from shared.conditional import NotModified, evaluate
 from shared.digest import Digest
 from shared.errors import NotFound, RequestError, UpstreamError
@@ -143,6 +143,8 @@ def add_routes(
 ) -> None:
     """The read paths and the paths for operators, answered by ``tier`` to whom ``gate`` lets through. ``degraded``:
     what it does without, while it serves. ``absent``: who may have what this tier does not know of."""
+
+    from shared import log  # the client has this module too, and structlog takes long to import
 
     async def read(request: web.Request) -> web.StreamResponse:
         path = parse_path(request.rel_url.raw_path)
