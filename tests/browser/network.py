@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.e2e.test_routing import member
-from tests.harness import Lab, Service, get_json
+from tests.harness import Lab, Service, get_json, wait_nodes
 from tests.scripted import Script, source
 
 
@@ -62,4 +62,5 @@ async def seen(lab: Lab, said: Said) -> AsyncIterator[Seen]:
             script = made.nodes[node] = await stack.enter_async_context(source(Script(blobs={"/healthz": b"{}"})))
             made.says(node, answer)
             member(router, node, script.url, region=region)
+        wait_nodes(router, len(said))
         yield made
