@@ -26,7 +26,7 @@ demo: setup
 	$(BIN)/python -m loadtests.demo
 
 test: setup
-	scripts/need curl aria2 strace iproute2 redis-server promtool
+	scripts/need curl aria2 strace iproute2 redis-server promtool chromium
 	$(BIN)/pytest
 
 # Faults at full strength: many repeats, half-minute cuts, thousands of clients. Needs root for some of them.

@@ -36,7 +36,7 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "nearshard.commands.up": ("up",),
     "nearshard.commands.nodes": ("preheat", "pin", "purge", "link", "drain"),
     "nearshard.commands.delta": ("delta",),
-    "nearshard.commands.network": ("nodes", "locate", "enroll"),
+    "nearshard.commands.network": ("nodes", "top", "locate", "enroll"),
     "nearshard.commands.report": ("report",),
     "nearshard.commands.doctor": ("doctor",),
     "nearshard.commands.accept": ("trust",),

@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 
 import aiohttp
 from rich.console import Console
-from rich.table import Table
 
 from nearshard.guide import parse_routers
 from shared import codec
@@ -23,10 +22,18 @@ from shared.web.tls import tls_by
 MAX_ANSWER = 64 << 20
 
 
+async def network(routers: Sequence[str], ca: Path | None = None) -> dict[str, Any]:
+    """The whole network as the first router that answers sees it. Raises UpstreamError."""
+    return await _ask(routers, "/network", ca)
+
+
 async def nodes(routers: Sequence[str], ca: Path | None = None) -> list[dict[str, Any]]:
-    """The nodes that the first router that answers knows. Raises UpstreamError."""
-    found: list[dict[str, Any]] = (await _ask(routers, "/status", ca))["nodes"]
-    return found
+    """All nodes that the first router that answers knows, and with those that it shows, how they did today; those that
+    may join and have not are among them. Raises UpstreamError."""
+    seen = {node["id"]: node for node in (await network(routers, ca))["nodes"]}
+    found = {node["id"]: node for node in (await _ask(routers, "/status", ca))["nodes"]}
+    rest = {name: {**node, "state": "draining" if node["draining"] else "well"} for name, node in found.items()}
+    return list({**rest, **seen}.values())
 
 
 async def locate(
@@ -60,15 +67,6 @@ async def _ask_one(session: aiohttp.ClientSession, url: str, token: str) -> dict
     if "nodes" not in document and "urls" not in document:
         raise UpstreamError(f"{url} is no router")
     return document
-
-
-def show_nodes(found: list[dict[str, Any]]) -> None:
-    """A table."""
-    table = Table("node", "region", "url", "weight", "in flight", "load", "health", box=None, pad_edge=False)
-    for node in found:
-        table.add_row(*map(str, (node["id"], node["region"], node["url"], node["weight"], node["in_flight"])),
-                      str(node["load"]), _health(node))  # fmt: skip
-    Console().print(table)
 
 
 def show_route(document: Mapping[str, Any]) -> None:

@@ -21,18 +21,23 @@ from structlog.typing import FilteringBoundLogger
 
 from router.admission import Admission
 from router.config import RouterSettings
+from router.dashboard import add_dashboard
 from router.enrolment_file import EnrolmentFile
 from router.enrolments import add_enrolment_routes
 from router.explain import Route, add_explain_routes
+from router.federated import FederatedRounds
 from router.geoip import open_geoip
 from router.location import Found, Regions
+from router.overview import last_errors, network
 from router.probe import Prober
 from router.redirect import fields_of, links_to
 from router.registry import Registry
 from router.remembered import FILE
 from router.selection import Selection
 from router.short_path import ShortConnection, ShortPath
+from router.watch import MAX_NODES, Watch
 from shared import codec, plan, representation
+from shared import log as logs
 from shared.catalog import Catalog
 from shared.clock import Clock
 from shared.conditional import NotModified, evaluate
@@ -51,6 +56,7 @@ from shared.routing import Choice
 from shared.token_file import TokenFile
 from shared.trials import by_site
 from shared.trust_file import TrustFile, read_root
+from shared.usage import day_of
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
@@ -77,6 +83,9 @@ class RouterTier:
         trusted: Trusted,
         regions: Regions,
         selection: Selection,
+        watch: Watch,
+        federated: FederatedRounds,
+        clock: Clock,
         *,
         origins: list[str],
         count: int,
@@ -84,6 +93,7 @@ class RouterTier:
         answers: Callable[[Node], Awaitable[bool]],
     ) -> None:
         """``membership`` says who may join, for people; ``answers``, whether a node does, now."""
+        self._watch, self._federated, self._clock = watch, federated, clock
         self._answers = answers
         self._membership, self._trusted = membership, trusted
         self._registry, self._catalog, self._regions, self._selection = registry, catalog, regions, selection
@@ -209,15 +219,28 @@ class RouterTier:
 
     async def status(self) -> Mapping[str, Any]:
         """The members, and whether Redis is there."""
-        snapshot = self._registry.snapshot
+        return {**await self._itself(), "nodes": self._selection.nodes()}
+
+    async def _itself(self) -> dict[str, Any]:
         return {
             "service": "router",
-            "epoch": snapshot.epoch,
+            "epoch": self._registry.snapshot.epoch,
             "degraded": self._registry.degraded,
             "membership": self._membership(),
             "trust": self._trusted.status(),
             "rollouts": await self._rollouts(),
-            "nodes": self._selection.nodes(),
+        }
+
+    async def network(self) -> Mapping[str, Any]:
+        """The whole network as it is seen from here, for the dashboard: the nodes are asked how they do."""
+        seen, now = await self._watch.look(), self._clock.time()
+        return {
+            **await self._itself(),
+            "time": round(now, 1),
+            "age": round(self._watch.age, 1),
+            **network(seen, day_of(now), MAX_NODES),
+            "federated": self._federated.look(),
+            "errors": last_errors(logs.recent(), seen),
         }
 
     async def _rollouts(self) -> list[dict[str, Any]]:
@@ -393,12 +416,17 @@ def build_app(
         trouble = enrolment.trouble if enrolment else ""
         return f"{admission.mode}; {trouble}" if trouble else admission.mode
 
+    watch = Watch(sessions.direct, registry, selection, lambda: admission.enrolled or {}, clock)
+    federated = FederatedRounds(sessions, settings.origin, trusted.models, trusted.known_public, clock)
     tier = RouterTier(
         registry,
         catalog,
         trusted,
         regions,
         selection,
+        watch,
+        federated,
+        clock,
         origins=settings.origin,
         count=settings.candidates,
         membership=membership,
@@ -429,6 +457,8 @@ def build_app(
         selection.start()
         prober.start()
         yield
+        await federated.close()
+        await watch.close()
         await prober.close()
         await selection.close()
         await announcer.close()
@@ -450,4 +480,5 @@ def build_app(
         add_enrolment_routes(app, settings.enrolled, registry, gate, log)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)
+    add_dashboard(app, tier.network, clock)
     return app

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
+
+from shared.clock import SystemClock
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -27,6 +31,7 @@ def configure(level: str, form: str, service: str) -> FilteringBoundLogger:
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if form == "console" else "iso", utc=form == "json"),
             structlog.processors.format_exc_info,
             redact,
+            Recent(SystemClock().time),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -45,6 +50,45 @@ _SECRET = re.compile(r"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*|(?<=[?&
 def redact(_: Any, __: str, event: EventDict) -> EventDict:
     """The last look at a line: no token is ever in it, whoever put it there."""
     return {name: _SECRET.sub("[token]", value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+MAX_RECENT = 32
+"""Kinds of warnings and errors of which the last is kept."""
+_SHOWN = ("event", "code", "node", "region")
+
+
+class Recent:
+    """A processor of the log that keeps the last warnings and errors, for ``/status``: what is said again counts up.
+
+    Anybody may read a status, so of a line there is only what never names a model, a path or a client.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        """``now``: seconds since 1970."""
+        self._now = now
+        self._kept: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()
+
+    def __call__(self, _: Any, __: str, event: EventDict) -> EventDict:
+        """Note the line where it is one, and pass it on."""
+        if event.get("level") in ("warning", "error"):
+            said = {name: str(event[name])[:200] for name in _SHOWN if name in event}
+            key = tuple(said.get(name, "") for name in _SHOWN)
+            count = self._kept.pop(key, {}).get("count", 0) + 1
+            self._kept[key] = {"time": round(self._now()), "level": event["level"], "count": count, **said}
+            while len(self._kept) > MAX_RECENT:
+                self._kept.popitem(last=False)
+        return event
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Them, the latest first: ``time`` in seconds since 1970, ``level``, ``count``, ``event``; ``code``, ``node``
+        and ``region`` where there are any."""
+        return list(reversed(self._kept.values()))
+
+
+def recent() -> list[dict[str, Any]]:
+    """The last warnings and errors of this process (``Recent.kept``); none before ``configure``."""
+    kept = next((known for known in structlog.get_config()["processors"] if isinstance(known, Recent)), None)
+    return kept.kept() if kept else []
 
 
 def get(service: str) -> FilteringBoundLogger:

@@ -66,7 +66,7 @@ def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{BUCKET}/{secrets.token_hex(4)}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def need() -> Callable[[str], str]:
     """The path of a program that a test needs: skipped by name where it is not there, a failure in CI."""
 

@@ -1,10 +1,11 @@
-"""``nearshard nodes``, ``locate`` and ``enroll``: the network, as its routers know it."""
+"""``nearshard nodes``, ``top``, ``locate`` and ``enroll``: the network, as its routers know it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from nearshard.commands.options import ROUTERS, Ca, Json, OperatorToken, Region, Router, Token
 from nearshard.enroll import change_afar, enrolled_of, read_identity
 from nearshard.operate import from_afar
-from nearshard.routes import locate, nodes, show_nodes, show_route
+from nearshard.routes import locate, network, nodes, show_route
 from shared.enrolment import enrolment_line
 from shared.enrolment_file import change_file
 from shared.errors import RequestError
@@ -24,6 +25,7 @@ from shared.token_file import given_token
 def add_to(app: typer.Typer) -> None:
     """Add these words to the command."""
     app.command("nodes", epilog="Example: nearshard nodes --router http://router:8700")(nodes_command)
+    app.command("top", epilog="Example: nearshard top --router http://router:8700")(top_command)
     app.command("locate", epilog="Example: nearshard locate demo/minilm:embed-3l --region north --explain")(
         locate_command
     )
@@ -33,12 +35,25 @@ def add_to(app: typer.Typer) -> None:
 
 
 def nodes_command(router: Router = ROUTERS, ca: Ca = None, as_json: Json = False) -> None:
-    """List the nodes that a router knows, how busy they are, and what it thinks of them."""
+    """List the nodes that a router knows, how they are, and what each served today."""
     found = asyncio.run(nodes(router, ca))
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
+        from nearshard.watch import show_nodes  # tables take a while to import, and --json needs none
+
         show_nodes(found)
+
+
+def top_command(router: Router = ROUTERS, ca: Ca = None, as_json: Json = False) -> None:
+    """Show the network as it is now, until Ctrl-C: what the router's dashboard shows, in a terminal."""
+    if as_json:
+        sys.stdout.write(json.dumps(asyncio.run(network(router, ca))) + "\n")
+        return
+    from nearshard.watch import top, wide
+
+    with suppress(KeyboardInterrupt):  # that is how it ends
+        asyncio.run(top(lambda: network(router, ca), wide()))
 
 
 def locate_command(

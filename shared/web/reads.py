@@ -144,6 +144,8 @@ def add_routes(
     """The read paths and the paths for operators, answered by ``tier`` to whom ``gate`` lets through. ``degraded``:
     what it does without, while it serves. ``absent``: who may have what this tier does not know of."""
 
+    from shared import log  # the client has this module too, and structlog takes long to import
+
     async def read(request: web.Request) -> web.StreamResponse:
         path = parse_path(request.rel_url.raw_path)
         request[KIND] = KINDS[type(path)]
@@ -170,7 +172,7 @@ def add_routes(
         return web.json_response(state, status=503 if reason else 200, headers=_PRIVATE)
 
     async def status(_: web.Request) -> web.Response:
-        return web.json_response(dict(await tier.status()), headers=_PRIVATE)
+        return web.json_response({**await tier.status(), "errors": log.recent()}, headers=_PRIVATE)
 
     async def render(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE, **_PRIVATE})

@@ -49,6 +49,7 @@ PURE = [
     "shared.certificates",
     "shared.enrolment",
     "router.redirect",
+    "router.overview",
     "shared.node",
     "shared.routing",
     "shared.loads",
