@@ -237,7 +237,6 @@ class Line:
         async with self._upstreams.open_run(turn, first.taker, first.at, last.at.start + last.size) as body:
             run.answered = True
             async for chunk in body.chunks:
-                await self._upstreams.take(self._source, len(chunk))
                 await self._hand_out(run, memoryview(chunk))
                 self._judge(run)
                 if run.ended or not run.line:
@@ -249,9 +248,10 @@ class Line:
             waiting = run.line[0]
             if waiting.whole:
                 await waiting.taker.begin()
-            missing = waiting.taker.missing or 0
-            await waiting.taker.give(data[:missing])
-            data = data[missing:]
+            part = data[: waiting.taker.missing or 0]
+            await self._upstreams.take(self._source, waiting.taker.key, len(part))
+            await waiting.taker.give(part)
+            data = data[len(part) :]
             if not waiting.taker.missing:
                 run.line.pop(0)
                 if not waiting.future.done():
