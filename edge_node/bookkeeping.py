@@ -26,6 +26,8 @@ LOOK, KEEP = 5.0, 60.0
 """Seconds between two folds, and between two writes of the file."""
 ASK = 20
 """Models that were named and are not known that are looked up in the metadata at one time."""
+PATIENCE = 2.0
+"""Seconds that this takes at most: where nobody can be asked, they are counted to no model."""
 DAYS = 30
 """Days that are answered where nobody says since when."""
 
@@ -56,10 +58,12 @@ class Bookkeeper:
 
     async def settle(self) -> None:
         """Fold what was counted, once it is known which of the models that were named are public."""
-        for model in sorted(self.account.unknown())[:ASK]:
-            with suppress(NearshardError):
-                if await self._trusted.is_public(model):
-                    self.account.learn_public(model)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                for model in sorted(self.account.unknown())[:ASK]:
+                    with suppress(NearshardError):
+                        if await self._trusted.is_public(model):
+                            self.account.learn_public(model)
         self.account.fold()
 
     def _take_up(self) -> None:
@@ -106,7 +110,7 @@ def add_usage_route(
         request[KIND] = "usage"
         token = await gate.token(request)
         today = day_of(clock.time())
-        since = parse_day(request.query.get("since", days_before(today, DAYS)))
+        since = parse_day(request.query.get("since", days_before(today, DAYS - 1)))
         await books.settle()
         everything = token is not None and token.may(Right.ADMIN, EVERYTHING)
         days = books.account.since(since, everything=everything)
