@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TRAIN := .venv-train
 
-.PHONY: setup demo test test-long fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
+MINUTES ?= 30
+
+.PHONY: setup demo test test-long fuzz faults soak check docs bench-hit bench-router bench-cold bench-node bench-trust \
 	bench-publish bench-clients bench-delta simulate clean lock
 
 setup: $(STAMP)
@@ -28,6 +30,16 @@ test: setup
 test-long: setup
 	scripts/need curl aria2 strace iproute2 redis-server
 	$(BIN)/pytest -m long -n 0
+
+# A network under load, one fault after the other, then the tests of all faults: `make faults ARGS='--only F5,F7 --repeats 20'`.
+faults: setup
+	scripts/need strace iproute2 redis-server
+	$(BIN)/python -m tests.faults $(ARGS)
+
+# The same network for MINUTES, without faults: what grows?
+soak: setup
+	scripts/need redis-server
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
 
 # Every parser of network bytes, on damaged documents; a short run of it is part of `make test`.
 fuzz: setup
