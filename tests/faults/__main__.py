@@ -130,17 +130,20 @@ def show(cases: Mapping[str, Case], asked: argparse.Namespace) -> None:
             out.print(f"BROKEN {line}", markup=False)
 
 
-def coverage(names: Sequence[str]) -> str:
+def covered(name: str) -> bool:
+    """Whether it is injected, or a test is of it."""
+    return any(fault.number == name for fault in LIVE) or bool(ids_by_fault(ROOT, FOLDERS)[name])
+
+
+def coverage(names: Sequence[str] = tuple(FAULTS)) -> str:
     """What is covered by what, as a table in Markdown."""
-    of, lines = (
-        ids_by_fault(ROOT, FOLDERS),
-        ["| | fault | injected into the network | tests | |", "|---|---|---|---|---|"],
-    )
+    of = ids_by_fault(ROOT, FOLDERS)
+    lines = ["| | fault | injected into the network under load | tests |", "|---|---|---|---|"]
     for name in names:
         live = ", ".join(fault.inject.__name__.replace("_", " ") for fault in LIVE if fault.number == name)
-        files = sorted({test.partition("::")[0].rpartition("/")[2] for test in of[name]})
-        tests = f"{len(of[name])} in {', '.join(files)}" if files else ""
-        lines.append(f"| {name} | {FAULTS[name]} | {live} | {tests} | {ELSEWHERE.get(name, '')} |")
+        files = ", ".join(f"`{file}`" for file in sorted({test.partition("::")[0] for test in of[name]}))
+        tests = "; ".join(filter(None, [files.replace("tests/", ""), ELSEWHERE.get(name, "")]))
+        lines.append(f"| {name} | {FAULTS[name]} | {live} | {tests or 'none' if not live else tests} |")
     return "\n".join(lines)
 
 
@@ -150,7 +153,7 @@ def main() -> int:
     if asked.list:
         sys.stdout.write(coverage(asked.only) + "\n")
         return 0
-    started, cases = now(), {name: Case(name) for name in asked.only}
+    started, cases = now(), {name: Case(name, covered=covered(name)) for name in asked.only}
     left: Callable[[], float] = lambda: asked.minutes * 60 - (now() - started)  # noqa: E731
     faults = [fault for _ in range(asked.repeats) for fault in LIVE if fault.number in cases]
     if asked.live and faults:

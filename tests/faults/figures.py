@@ -92,6 +92,8 @@ class Case:
     skipped: int = 0
     broken: list[str] = field(default_factory=list)
     """Which invariant, and how: one line each."""
+    covered: bool = True
+    """Whether anything here is of it."""
 
     @property
     def verdict(self) -> str:
@@ -100,6 +102,8 @@ class Case:
             return "BROKEN"
         if self.injected or self.passed:
             return "held"
+        if not self.covered:
+            return "not covered"
         return "skipped" if self.skipped else "not run"
 
 

@@ -59,7 +59,8 @@ async def client_killed_in_a_download(scene: Scene) -> None:
         scene.whole(out / "model.safetensors")
     await asyncio.to_thread(command, *words)
     scene.whole(out / "model.safetensors")
-    assert [path.name for path in out.iterdir()] == ["model.safetensors"], "nothing is left beside it"
+    left = sorted(path.name for path in out.iterdir())
+    assert left == ["config.json", "model.safetensors", "tokenizer.json"], f"of a whole download there is {left}"
 
 
 @asynccontextmanager

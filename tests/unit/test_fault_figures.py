@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.faults.figures import FAULTS, Case, Series, exit_code, grows, ids_by_fault, named, outcomes, page, row, slope
@@ -21,6 +21,7 @@ def samples(an_hour: float, noise: float, seed: int = 1, count: int = 400) -> li
     return [(at, 80 + an_hour * at / HOUR + rng.gauss(0, noise)) for at in (n * 1800 / count for n in range(count))]
 
 
+@settings(deadline=None, max_examples=20)
 @given(st.floats(-50, 50), st.integers(0, 1000))
 def test_a_slope_is_what_it_grows_by(an_hour: float, seed: int) -> None:
     found = slope(samples(an_hour, 0, seed))
@@ -69,6 +70,7 @@ def test_a_case_is_held_broken_skipped_or_not_run() -> None:
     assert row(held) == ["F7", "Redis killed", "2", "100", "", "2.5 / 4.0", "3 (+1 skipped)", "held"]
     assert row(broken)[-1] == "BROKEN"
     assert row(Case("F4", skipped=2))[-1] == "skipped" and row(Case("F4"))[-1] == "not run"
+    assert row(Case("F4", covered=False))[-1] == "not covered"
     assert exit_code([held, Case("F4")]) == 0 and exit_code([held, broken]) == 1
 
 
