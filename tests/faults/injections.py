@@ -15,7 +15,7 @@ from pathlib import Path
 from shared.web.server import free_port
 from tests.faults.client import Crowd, until
 from tests.faults.live import LATE, Fault, Scene, wipe
-from tests.faults.network import MODEL
+from tests.faults.network import MODEL, poison
 from tests.forked import Forked
 from tests.harness import Service, command
 
@@ -130,6 +130,14 @@ async def redis_read_only(scene: Scene) -> None:
     await asyncio.to_thread(scene.redis.ask, "REPLICAOF", "NO", "ONE")
 
 
+async def redis_poisoned(scene: Scene) -> None:
+    """Records that are too long, no records, of nodes that there are and of one that nobody knows."""
+    for record in (bytes(10 << 20), scene.rng.randbytes(200), b"ff 1000000000000000 00000000\n" + bytes(64)):
+        for name in (scene.any_edge(), "stranger"):
+            await asyncio.to_thread(poison, scene.redis, name, record)
+            await scene.hold(1)
+
+
 async def slow_headers(scene: Scene) -> None:
     """A byte a second of a header, from many; the node cuts them off in 15 s."""
     edge = scene.net.edges[scene.any_edge()]
@@ -196,6 +204,14 @@ async def no_edge_alive(scene: Scene) -> None:
     await asyncio.gather(*(asyncio.to_thread(edge.start) for edge in edges))
 
 
+async def keys_rotated(scene: Scene) -> None:
+    """One after the other; then a version is published with the new ones."""
+    for role in ("root", "targets", "online"):
+        await asyncio.to_thread(scene.lab.trust, "rotate", role)
+        await scene.hold(2)
+    await scene.publish()
+
+
 async def all_restarted_in_turn(scene: Scene) -> None:
     """SIGTERM, each back before the next."""
     for service in scene.services.values():
@@ -215,6 +231,7 @@ LIVE: Sequence[Fault] = [
     Fault("F8", redis_stands_still, True),
     Fault("F9", redis_emptied, True),
     Fault("F9", redis_read_only, True),
+    Fault("F10", redis_poisoned, True),
     Fault("F23", slow_headers, True),
     Fault("F24", slow_readers, True),
     Fault("F25", link_slow_and_far, True),
@@ -224,5 +241,6 @@ LIVE: Sequence[Fault] = [
     Fault("F30", node_leaves_and_comes_back_empty, True),
     Fault("F31", no_edge_alive, False),
     Fault("F32", all_restarted_in_turn, True),
+    Fault("F34", keys_rotated, True),
 ]
 """In the order of the table."""

@@ -30,6 +30,7 @@ from tests.faults import invariants
 from tests.faults.client import until
 from tests.faults.line import Line
 from tests.harness import Lab, Service, make_model
+from tests.redis_server import RedisServer
 
 EDGES = {f"{region}-{number}": region for number in (1, 2, 3) for region in ("north", "south")}
 MODEL = "acme/tiny"
@@ -38,6 +39,11 @@ PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=1.5, sock_read=1.5)
 PAUSE = 0.2
 """Seconds between two requests of one client."""
 now = SystemClock().monotonic
+POISON = """
+redis.call('HSET', '{nearshard:}records', ARGV[1], ARGV[2])
+redis.call('ZADD', '{nearshard:}until', 4e12, ARGV[1])
+redis.call('ZADD', '{nearshard:}changes', redis.call('HINCRBY', '{nearshard:}meta', 'count', 1), ARGV[1])
+"""
 Program = Callable[[str], Sequence[str]]
 """The words that start a service's module in a process."""
 
@@ -182,6 +188,11 @@ class Net:
         slowest = ", ".join(f"{who} {seconds:.1f} s" for who, seconds in self.slowest.items())
         again = f"{self.elsewhere} of the SDK by the second router"
         return f"{self.done.total()} downloads, none failed, {again}; the slowest: {slowest}"
+
+
+def poison(redis: RedisServer, node: str, record: bytes) -> None:
+    """Put a record among those of the nodes, as whoever has Redis can; routers look at it as at a change."""
+    redis.ask("EVAL", POISON, 0, node, record)
 
 
 def known(router: Service) -> list[str]:

@@ -36,6 +36,7 @@ from shared.node import Node
 from tests.faults import invariants
 from tests.faults.client import until
 from tests.faults.line import forwarder
+from tests.faults.network import poison
 from tests.harness import Lab, Service, get_json, make_model
 from tests.redis_server import KINDS, RedisServer
 
@@ -358,20 +359,13 @@ def refusals(net: Net) -> float:
     return sum(metric(router, "nearshard_refused_members") for router in net.routers)
 
 
-POISON = """
-redis.call('HSET', '{nearshard:}records', ARGV[1], ARGV[2])
-redis.call('ZADD', '{nearshard:}until', 4e12, ARGV[1])
-redis.call('ZADD', '{nearshard:}changes', redis.call('HINCRBY', '{nearshard:}meta', 'count', 1), ARGV[1])
-"""
-
-
 async def test_what_is_poisoned_in_redis_is_refused_and_nothing_is_sent_there(lab: Lab, redis: RedisServer) -> None:
     """F10. Nobody else is out either, and the nodes' own records come back."""
     trap = Trap()
     async with network(lab, redis) as net:
         for name, (node, record) in poisons(net, trap).items():
             before = refusals(net)
-            redis.ask("EVAL", POISON, 0, node, record)
+            poison(redis, node, record)
             await until(lambda before=before: refusals(net) > before, f"{name} refused", 5)  # type: ignore[misc]
             assert net.all_known(), name
             for router in net.routers:
