@@ -96,6 +96,8 @@ def run_tests(asked: argparse.Namespace, cases: Mapping[str, Case], seconds: flo
         except subprocess.TimeoutExpired:
             note(f"the tests were not done after {seconds / 60:.0f} minutes: none of them counts")
             return
+        if not results.exists():
+            sys.exit("error: pytest did not run the tests; it says why above")
         came = outcomes(read_junit(results))
     for name, tests in of.items():
         for test in tests:

@@ -188,13 +188,14 @@ def slope(samples: Sequence[tuple[float, float]]) -> Slope | None:
     return Slope(statistics.median(slopes), slopes[low], slopes[high], points[0][1], points[-1][1])
 
 
-def grows(found: Slope | None, limit: float) -> str:
-    """``flat``, ``grows`` (more than ``limit`` an hour, by all that the samples say), or ``unclear``: run longer."""
+def grows(found: Slope | None, limit: float, least: float = 0.0) -> str:
+    """``flat``, ``grows`` (by all that the samples say more than ``limit`` an hour, and by ``least`` already), or
+    ``unclear``: run longer."""
     if found is None:
         return "unclear"
-    if found.low > limit:
-        return "grows"
-    return "flat" if found.high <= limit else "unclear"
+    if found.high <= limit:
+        return "flat"
+    return "grows" if found.low > limit and found.last - found.first >= least else "unclear"
 
 
 @dataclass
@@ -208,6 +209,8 @@ class Series:
     samples: list[tuple[float, float]] = field(default_factory=list)
     warm: float = 0.0
     """Seconds at which what counts begins."""
+    least: float = 0.0
+    """Growth in all that may be an allocator's, or a client more."""
 
     @property
     def slope(self) -> Slope | None:
@@ -217,7 +220,7 @@ class Series:
     @property
     def verdict(self) -> str:
         """In a word."""
-        return grows(self.slope, self.limit)
+        return grows(self.slope, self.limit, self.least)
 
     def row(self) -> list[str]:
         """As a row of a table."""

@@ -51,6 +51,11 @@ def test_what_grows_is_told_from_what_goes_up_and_down(an_hour: float, noise: fl
     assert grows(slope(samples(an_hour, noise, count=count)), 1.0) == verdict
 
 
+def test_what_grew_by_less_than_an_allocator_keeps_is_unclear() -> None:
+    found = slope(samples(8, 0.1))
+    assert grows(found, 1.0, least=3.5) == "grows" and grows(found, 1.0, least=5) == "unclear"
+
+
 def test_what_comes_before_it_is_warm_does_not_count() -> None:
     rising = [(float(at), float(min(at, 600))) for at in range(0, 1800, 5)]
     assert Series("edge", "RSS MB", 1.0, rising, warm=0).verdict != "flat"
