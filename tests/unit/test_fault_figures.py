@@ -101,5 +101,5 @@ def test_every_test_of_a_fault_is_there_by_its_docstring() -> None:
     found = ids_by_fault(ROOT, ["tests/faults"])
     assert list(found) == list(FAULTS)
     assert "tests/faults/test_router.py::test_redis_is_away" in found["F7"]
-    assert found["F8"] == ["tests/faults/test_router.py::test_redis_is_away"]
-    assert len(found["F30"]) == 2, "by the docstring of their module"
+    assert "tests/faults/test_router.py::test_redis_is_away" in found["F8"]
+    assert len(found["F30"]) > 1, "by the docstring of their module"
