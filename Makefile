@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TRAIN := .venv-train
 
-.PHONY: setup demo test test-long test-flower fuzz check docs bench-hit bench-router bench-cold bench-node bench-trust \
-	bench-publish bench-clients bench-delta bench-federated bench-regions load simulate clean lock
+MINUTES ?= 30
+
+.PHONY: setup demo test test-long test-flower fuzz faults soak check docs bench-hit bench-router bench-cold bench-node \
+	bench-trust bench-publish bench-clients bench-delta bench-federated bench-regions load simulate clean lock
 
 setup: $(STAMP)
 
@@ -37,6 +39,16 @@ test-long: setup
 # A real Flower app over federated rounds. Flower's packages go into an environment of their own.
 test-flower: setup
 	$(BIN)/pytest -m flower -n 0 tests/clients/test_flower.py
+
+# A network under load, one fault after the other, then the tests of all faults: `make faults ARGS='--only F5,F7 --repeats 20'`.
+faults: setup
+	scripts/need strace iproute2 redis-server
+	$(BIN)/python -m tests.faults $(ARGS)
+
+# The same network for MINUTES, without faults: what grows?
+soak: setup
+	scripts/need redis-server
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
 
 # Every parser of network bytes, on damaged documents; a short run of it is part of `make test`.
 fuzz: setup

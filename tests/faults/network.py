@@ -28,7 +28,9 @@ from shared.node import Node
 from shared.web.server import free_port
 from tests.faults import invariants
 from tests.faults.client import until
+from tests.faults.line import Line
 from tests.harness import Lab, Service, make_model
+from tests.redis_server import RedisServer
 
 EDGES = {f"{region}-{number}": region for number in (1, 2, 3) for region in ("north", "south")}
 MODEL = "acme/tiny"
@@ -37,6 +39,17 @@ PATIENCE = aiohttp.ClientTimeout(total=None, sock_connect=1.5, sock_read=1.5)
 PAUSE = 0.2
 """Seconds between two requests of one client."""
 now = SystemClock().monotonic
+POISON = """
+redis.call('HSET', '{nearshard:}records', ARGV[1], ARGV[2])
+redis.call('ZADD', '{nearshard:}until', 4e12, ARGV[1])
+redis.call('ZADD', '{nearshard:}changes', redis.call('HINCRBY', '{nearshard:}meta', 'count', 1), ARGV[1])
+"""
+Program = Callable[[str], Sequence[str]]
+"""The words that start a service's module in a process."""
+
+
+class Refused(AssertionError):
+    """Nobody gave it; whoever answered said so by an error with a code."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,7 @@ class Net:
     elsewhere: int = 0
     """Downloads of the SDK for which a router failed, and the other one did."""
     failures: list[str] = field(default_factory=list)
+    patience: aiohttp.ClientTimeout = PATIENCE
 
     def of(self, region: str) -> list[Service]:
         """The edges of a region."""
@@ -101,30 +115,38 @@ class Net:
         assert body == self.model.read_bytes(), "the SDK gave other bytes than were published"
         await asyncio.to_thread(got.paths[0].unlink)
 
-    async def ask(self, session: aiohttp.ClientSession, region: str, first: int = 0) -> str:
+    async def ask(
+        self,
+        session: aiohttp.ClientSession,
+        region: str,
+        first: int = 0,
+        path: str = f"/shards/{MODEL}",
+        right: Callable[[bytes], bool] | None = None,
+    ) -> str:
         """A plain client: one download, by the redirect of the first router that answers. Gives the URL that had it.
 
-        Raises AssertionError where nothing that is named gives it, or anything is wrong that looks right."""
-        tried = []
+        ``right``: whether bytes are those of ``path``; by default those of the model that was published first. Raises
+        Refused where nothing that is named gives it, AssertionError where anything is wrong that looks right."""
+        right, tried = right or (lambda body: body == self.model.read_bytes()), []
         for router in [*self.routers[first:], *self.routers[:first]]:
             try:
-                named = await redirect(session, router, f"/shards/{MODEL}", region)
+                named = await redirect(session, router, path, region, self.patience)
             except (aiohttp.ClientError, TimeoutError) as error:
                 tried.append(f"{router.url}: {type(error).__name__}")
                 continue
             for url in named:
                 try:
-                    async with session.get(url, timeout=PATIENCE, allow_redirects=False) as answer:
+                    async with session.get(url, timeout=self.patience, allow_redirects=False) as answer:
                         body = await answer.read()
                 except (aiohttp.ClientError, TimeoutError) as error:
                     tried.append(f"{url}: {type(error).__name__}")
                     continue
                 if answer.status == 200:
-                    assert body == self.model.read_bytes(), f"{url} gave other bytes than were published"
+                    assert right(body), f"{url} gave other bytes than were published"
                     return url
                 tried.append(f"{url}: {answer.status} {typed(answer, body)}")
-            raise AssertionError(f"nothing that {router.url} named gave it: {tried}")
-        raise AssertionError(f"no router answered: {tried}")
+            raise Refused(f"nothing that {router.url} named gave it: {tried}")
+        raise Refused(f"no router answered: {tried}")
 
     async def _again_and_again(self, who: str, download: Callable[[], Any], ending: asyncio.Event) -> None:
         while not ending.is_set():
@@ -168,16 +190,28 @@ class Net:
         return f"{self.done.total()} downloads, none failed, {again}; the slowest: {slowest}"
 
 
+def poison(redis: RedisServer, node: str, record: bytes) -> None:
+    """Put a record among those of the nodes, as whoever has Redis can; routers look at it as at a change."""
+    redis.ask("EVAL", POISON, 0, node, record)
+
+
 def known(router: Service) -> list[str]:
     """The nodes that a router knows."""
     return [node["id"] for node in router.status()["nodes"]]
 
 
-async def redirect(session: aiohttp.ClientSession, router: Service, path: str, region: str) -> list[str]:
-    """What a router names for a path, best first. Raises ClientError, TimeoutError, AssertionError for no 307."""
+async def redirect(
+    session: aiohttp.ClientSession,
+    router: Service,
+    path: str,
+    region: str,
+    patience: aiohttp.ClientTimeout = PATIENCE,
+) -> list[str]:
+    """What a router names for a path, best first. Raises ClientError, TimeoutError; Refused for no 307."""
     fields = {"Nearshard-Region": region}
-    async with session.get(router.url + path, headers=fields, timeout=PATIENCE, allow_redirects=False) as answer:
-        assert answer.status == 307, f"{router.url} answered {answer.status} {typed(answer, await answer.read())}"
+    async with session.get(router.url + path, headers=fields, timeout=patience, allow_redirects=False) as answer:
+        if answer.status != 307:
+            raise Refused(f"{router.url} answered {answer.status} {typed(answer, await answer.read())}")
         links = [re.fullmatch(r"<(.+)>; rel=duplicate; pri=\d+", link) for link in answer.headers.getall("Link", ())]
         return [answer.headers["Location"], *(link[1] for link in links if link)]
 
@@ -200,15 +234,20 @@ async def network(
     ttl: float = 2.0,
     heartbeat: float = 0.4,
     width: int = 64,
+    program: Program = lambda module: (module,),
+    line: Line | None = None,
     **edge_flags: str,
 ) -> AsyncIterator[Net]:
     """A network that is well. ``redis_urls``: the way to Redis of both routers, or of each. ``tells``: the numbers of
-    the routers that a node heartbeats to. ``places``: by region; ``hub`` is where all else is. At the end every
-    process must be well too."""
+    the routers that a node heartbeats to. ``places``: by region; ``hub`` is where all else is. ``line``: the way
+    of the nodes to the origin. At the end every process must be well too."""
     made = await asyncio.to_thread(_publish, lab, width)
     net = Net(lab, regions, made)
     where = {name: (places or {}).get(region, hub) for name, region in regions.items()}
     urls = {name: _free_url(where.get(name, hub)) for name in ("origin", "router-0", "router-1", *regions)}
+    above = urls["origin"]
+    if line:
+        line.target, above = int(above.rpartition(":")[2]), f"http://127.0.0.1:{line.port}"
     enrolled = lab.folder / "nodes.toml"
     enrolled.write_text("".join(f"{_enrol(lab, net, name, urls[name])}\n" for name in regions))
 
@@ -223,19 +262,19 @@ async def network(
         ]
         words += ["--data", str(lab.folder / f"router-{number}"), "--ttl", str(ttl), "--default-region", "north"]
         words += ["--host", hub.host, "--insecure", "--trust-root", str(lab.trust_root)]
-        return lab.service("router", *words, name=f"router-{number}", url=urls[f"router-{number}"])
+        return lab.service(*program("router"), *words, name=f"router-{number}", url=urls[f"router-{number}"])
 
     def edge(name: str) -> Service:
         words = [f"--router={urls[f'router-{number}']}" for number in tells(name)]
-        words += ["--origin", urls["origin"], "--region", regions[name], "--heartbeat", str(heartbeat)]
+        words += ["--origin", above, "--region", regions[name], "--heartbeat", str(heartbeat)]
         words += [f"--{flag.replace('_', '-')}={value}" for flag, value in edge_flags.items()]
         words += ["--host", where[name].host, "--insecure", "--node", name, "--data", str(lab.folder / name)]
         words += ["--trust-root", str(lab.trust_root)]
-        return lab.service("edge_node", *words, name=name, url=urls[name], within=where[name].within)
+        return lab.service(*program("edge_node"), *words, name=name, url=urls[name], within=where[name].within)
 
     def origin() -> Service:
         words = ["--store", str(lab.store), "--host", hub.host, "--insecure"]
-        return lab.service("origin", *words, name="origin", url=urls["origin"])
+        return lab.service(*program("origin"), *words, name="origin", url=urls["origin"])
 
     net.origin, *others = await asyncio.gather(
         asyncio.to_thread(origin),

@@ -24,8 +24,8 @@ from loadtests.wan import DEVICE, Link, Unavailable
 from nearshard import Client
 from shared.web.session import FIRST_BYTE
 from tests.faults.client import until
+from tests.faults.line import forwarder
 from tests.faults.network import EDGES, Net, Place, known, network, now
-from tests.faults.test_router import forwarder
 from tests.harness import Lab, Service, command, get_json, make_model
 from tests.redis_server import KINDS, RedisServer
 

@@ -35,6 +35,8 @@ from shared.keys import NodeKey
 from shared.node import Node
 from tests.faults import invariants
 from tests.faults.client import until
+from tests.faults.line import forwarder
+from tests.faults.network import poison
 from tests.harness import Lab, Service, get_json, make_model
 from tests.redis_server import KINDS, RedisServer
 
@@ -357,20 +359,13 @@ def refusals(net: Net) -> float:
     return sum(metric(router, "nearshard_refused_members") for router in net.routers)
 
 
-POISON = """
-redis.call('HSET', '{nearshard:}records', ARGV[1], ARGV[2])
-redis.call('ZADD', '{nearshard:}until', 4e12, ARGV[1])
-redis.call('ZADD', '{nearshard:}changes', redis.call('HINCRBY', '{nearshard:}meta', 'count', 1), ARGV[1])
-"""
-
-
 async def test_what_is_poisoned_in_redis_is_refused_and_nothing_is_sent_there(lab: Lab, redis: RedisServer) -> None:
     """F10. Nobody else is out either, and the nodes' own records come back."""
     trap = Trap()
     async with network(lab, redis) as net:
         for name, (node, record) in poisons(net, trap).items():
             before = refusals(net)
-            redis.ask("EVAL", POISON, 0, node, record)
+            poison(redis, node, record)
             await until(lambda before=before: refusals(net) > before, f"{name} refused", 5)  # type: ignore[misc]
             assert net.all_known(), name
             for router in net.routers:
@@ -440,60 +435,6 @@ async def test_a_router_that_alone_is_cut_off_agrees_again(lab: Lab, redis: Redi
         await net.members["n3"].leave()
         await until(lambda: "n3" not in net.known(third), "and go on to", 3)
         del net.nodes["n3"]
-
-
-class Line:
-    """A TCP line to a port that can be cut: nothing comes through, nobody is told."""
-
-    def __init__(self, target: int) -> None:
-        self._target, self._open = target, asyncio.Event()
-        self._open.set()
-        self.port = 0
-
-    def cut(self) -> None:
-        """Nothing comes through."""
-        self._open.clear()
-
-    def mend(self) -> None:
-        """It does again."""
-        self._open.set()
-
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
-        await self._open.wait()
-        there, back = await asyncio.open_connection("127.0.0.1", self._target)
-        await asyncio.gather(self._copy(reader, back), self._copy(there, writer), return_exceptions=True)
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                await self._open.wait()
-                writer.write(data)
-                await writer.drain()
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def forwarder(port: int) -> AsyncIterator[Line]:
-    """A line to a port."""
-    line = Line(port)
-    tasks: set[asyncio.Task[None]] = set()
-
-    def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(line.carry(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(take, "127.0.0.1", 0)
-    line.port = server.sockets[0].getsockname()[1]
-    try:
-        yield line
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_a_node_whose_line_is_removed_is_out_and_one_that_is_added_is_in(lab: Lab, redis: RedisServer) -> None:
