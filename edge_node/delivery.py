@@ -86,9 +86,10 @@ class Delivery:
         known_public: Callable[[str], bool],
         small_model: int = 0,
         subscribed: Callable[[], Sequence[Mapping[str, object]]] = tuple,
+        traced: bool = False,
     ) -> None:
         """``known_public``: whether a model is known to be for all. ``rebuilt``: what deltas brought, for status.
-        ``subscribed``: how its subscriptions are."""
+        ``subscribed``: how its subscriptions are. ``traced``: whether traces are recorded here."""
         self._recipes, self._rebuilt = recipes, rebuilt
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
         self._node, self._region, self._url, self._origins = node, region, url, origins
@@ -110,6 +111,7 @@ class Delivery:
             self._count,
             lambda: upstreams.peers.epoch,
             lambda model: known_public(model) and not self.canary.watches(model),  # which is counted here
+            traced=traced,
         )
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:

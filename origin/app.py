@@ -225,6 +225,8 @@ def build_app(
     audit = Audit(settings.audit_file, lambda: datetime.fromtimestamp(clock.time(), UTC))
     announcer = Announcer(sessions, log)
     renewal = Renewal(trust, online, clock, log)
+    metrics.show_expiries(metrics.metadata_expires, lambda: renewal.expiries)
+    metrics.show_expiries(metrics.certificate_expires, lambda: certificates.expiries)
 
     mirror = _mirror_of(settings, sessions, trust, online, audit, announcer, clock, metrics, log)
 
@@ -239,7 +241,7 @@ def build_app(
         await announcer.close()
         await sessions.close()
 
-    app = make_app("nearshard-origin", clock, metrics, log)
+    app = make_app("nearshard-origin", clock, metrics, log, otlp=settings.otlp)
     app.cleanup_ctx.append(live)
     visibility = StoreVisibility(trust)
     gate = Gate(visibility, clock)
