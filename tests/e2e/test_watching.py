@@ -78,7 +78,7 @@ def test_fields_of_a_trace_make_no_difference_to_a_short_path(lab: Lab, tmp_path
     revision = lab.publish(tmp_path / "model")
     origin = lab.origin()
     path = f"/shards/acme/tiny@{revision}"
-    fields = {"traceparent": PARENT, "X-Request-Id": REQUEST, "Accept": "*/*"}
+    fields = {"Accept": "*/*", "X-Request-Id": REQUEST, "traceparent": PARENT}
     for words, seen in ([], 0), (["--otlp=http://127.0.0.1:9"], 5):
         edge = lab.edge(origin, node=f"n{seen}", words=words)
         plain = ask(edge, "GET", path, Accept="*/*").body
