@@ -99,6 +99,8 @@ def build_app(
         accepted=accept(settings.accept_expired, clock.time(), "edge.accept_expired"),
         accepting=ExpiredUse(clock, metrics, log).tell,
     )
+    metrics.show_expiries(metrics.metadata_expires, trusted.expiries)
+    metrics.show_expiries(metrics.certificate_expires, lambda: certificates.expiries)
     catalog = Catalog(
         sessions,
         above,
@@ -133,6 +135,7 @@ def build_app(
         known_public=trusted.known_public,
         small_model=settings.small_model,
         subscribed=subscriptions.status,
+        traced=settings.otlp is not None,
     )
     upstreams.link.policy = LinkPolicy(
         settings.link_rate, settings.link_windows, settings.upstream_rates, metered=settings.metered
@@ -209,7 +212,7 @@ def build_app(
         await books.close()
         await sessions.close()
 
-    app = make_app(server, clock, metrics, log)
+    app = make_app(server, clock, metrics, log, otlp=settings.otlp)
     app[CONNECTION] = lambda *server, **options: ShortConnection(delivery.short_path, *server, **options)
     app.cleanup_ctx.append(live)
     app.on_response_prepare.append(tell_epoch)

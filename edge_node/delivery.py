@@ -108,9 +108,10 @@ class Delivery:
         known_public: Callable[[str], bool],
         small_model: int = 0,
         subscribed: Callable[[], Sequence[Mapping[str, object]]] = tuple,
+        traced: bool = False,
     ) -> None:
         """``known_public``: whether a model is known to be for all. ``rebuilt``: what deltas brought, for status.
-        ``subscribed``: how its subscriptions are."""
+        ``subscribed``: how its subscriptions are. ``traced``: whether traces are recorded here."""
         self._recipes, self._rebuilt = recipes, rebuilt
         self._account, self._clock = upstreams.account, clock
         self._cache, self._catalog, self._trusted, self._upstreams = cache, catalog, trusted, upstreams
@@ -134,6 +135,7 @@ class Delivery:
             lambda: upstreams.peers.epoch,
             lambda model: known_public(model) and not self.canary.watches(model),  # which is counted here
             self._account,
+            traced=traced,
         )
 
     async def bytes(self, request: web.Request, path: TaskPath | BlobPath | FilePath) -> web.StreamResponse:

@@ -36,6 +36,7 @@ from shared.errors import IntegrityError, NearshardError, NotFound, UpstreamErro
 from shared.metrics import Metrics
 from shared.outcome import Outcome
 from shared.tasks import end
+from shared.tracing import Kind, span
 from shared.web.send import Piece
 from shared.web.session import NoRanges
 
@@ -211,6 +212,14 @@ class Fill:
 
     async def run(self) -> None:
         """Fetch, verify, commit. Never raises but for cancellation: readers get the error."""
+        with span("fill", Kind.INTERNAL, lambda: {"nearshard.shard": digest_in(self.key)}) as made:
+            await self._run()
+            if made:
+                made.set({"nearshard.outcome": self.outcome.value, "nearshard.size": self.size or 0})
+                if self.error:
+                    made.fail(self.error.error_code)
+
+    async def _run(self) -> None:
         fills = self._fills
         try:
             await self._fetch()

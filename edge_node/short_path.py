@@ -97,11 +97,14 @@ class ShortPath:
         epoch: Callable[[], int],
         known_public: Callable[[str], bool],
         account: Account,
+        *,
+        traced: bool = False,
     ) -> None:
         """``count`` is told of each slice that was sent: how it was had, and its bytes. ``epoch`` of the membership, 0
-        while none is known. ``known_public``: whether a model is known to be for all."""
+        while none is known. ``known_public``: whether a model is known to be for all. ``traced``: requests
+        of a trace are left to aiohttp, which is where they are recorded."""
         self.cache, self.count, self.account = cache, count, account
-        self.requests = PlainRequests(_HARMLESS)
+        self.requests = PlainRequests(_HARMLESS, traced=traced)
         self._end = DatedEnd(server, clock, epoch)
         self._node, self._known_public = node, known_public
         self._known: OrderedDict[bytes, Known] = OrderedDict()

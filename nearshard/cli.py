@@ -80,6 +80,7 @@ def run(word: str) -> None:
     import typer
 
     from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError
+    from shared.tracing import commanding
 
     app = typer.Typer(
         add_completion=False,
@@ -97,7 +98,8 @@ def run(word: str) -> None:
         for name, (_, about) in PROGRAMS.items() if not wanted else ():
             if name not in OWN:
                 app.command(name, help=about, add_help_option=False)(_elsewhere)
-        app(prog_name="nearshard", standalone_mode=True)
+        with commanding(word, os.environ):
+            app(prog_name="nearshard", standalone_mode=True)
     except NearshardError as error:
         sys.stderr.write(f"error: {error}\n")
         if names := error.public.get("tasks"):

@@ -233,10 +233,12 @@ def build_app(
     audit = Audit(settings.audit_file, lambda: datetime.fromtimestamp(clock.time(), UTC))
     announcer = Announcer(sessions, log)
     renewal = Renewal(trust, online, clock, log)
+    metrics.show_expiries(metrics.metadata_expires, lambda: renewal.expiries)
+    metrics.show_expiries(metrics.certificate_expires, lambda: certificates.expiries)
 
     mirror = _mirror_of(settings, sessions, trust, online, audit, announcer, clock, metrics, log)
 
-    app = make_app("nearshard-origin", clock, metrics, log)
+    app = make_app("nearshard-origin", clock, metrics, log, otlp=settings.otlp)
     visibility = StoreVisibility(trust)
     gate = Gate(visibility, clock)
     rounds = _add_rounds(app, settings, trust, online, gate, audit, announcer, clock, metrics, log)

@@ -4,7 +4,8 @@ is signed anew long before it expires."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from structlog.typing import FilteringBoundLogger
@@ -28,6 +29,8 @@ class Renewal:
         """``online`` gives the online key, read anew each time since it may be rotated; ConfigError without one."""
         self._trust, self._online, self._clock, self._log = trust, online, clock, log
         self._task: asyncio.Task[None] | None = None
+        self.expiries: Mapping[str, float] = {}
+        """When each role expires, in seconds since 1970, as it was at the last look."""
 
     def start(self) -> None:
         """From now on."""
@@ -49,4 +52,6 @@ class Renewal:
                     self._log.info("signed metadata put in force")
             except NearshardError as error:
                 self._log.warning("the signed metadata is not kept fresh", reason=str(error))
+            with suppress(NearshardError):  # it was said just now
+                self.expiries = (await self._trust.state()).expiries()
             await self._clock.sleep(EVERY)

@@ -97,6 +97,11 @@ class State:
         """The top-level targets: who may sign for which organisation."""
         return self.roles[TARGETS]
 
+    def expiries(self) -> dict[str, float]:
+        """When each role expires, in seconds since 1970."""
+        signed = {ROOT: self.root, TIMESTAMP: self.timestamp, SNAPSHOT: self.snapshot, **self.roles}
+        return {name: made.expires.timestamp() for name, made in signed.items()}
+
     def orgs(self) -> list[str]:
         """The organisations that are delegated, sorted."""
         suffix = public_role("")

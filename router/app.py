@@ -384,6 +384,8 @@ def build_app(
         name="router",
         file=TrustFile(settings.data / "trust.msgpack") if settings.data else None,
     )
+    metrics.show_expiries(metrics.metadata_expires, trusted.expiries)
+    metrics.show_expiries(metrics.certificate_expires, lambda: certificates.expiries)
     catalog = Catalog(
         sessions,
         settings.origin,
@@ -444,6 +446,7 @@ def build_app(
         count=settings.candidates,
         server=SERVER,
         epoch=lambda: registry.snapshot.epoch,
+        traced=settings.otlp is not None,
     )
     gate = Gate(trusted, clock, sends_on=True)
 
@@ -468,7 +471,7 @@ def build_app(
         await trusted.close()
         await sessions.close()
 
-    app = make_app(SERVER, clock, metrics, log)
+    app = make_app(SERVER, clock, metrics, log, otlp=settings.otlp)
     app[CONNECTION] = lambda *server, **options: ShortConnection(short_path, *server, **options)
     app[CLAIMED] = lambda request: request.match_info.get("node")
     app.cleanup_ctx.append(live)

@@ -108,8 +108,10 @@ class ShortPath:
         count: int,
         server: str,
         epoch: Callable[[], int],
+        traced: bool = False,
     ) -> None:
-        self.requests = PlainRequests(_HARMLESS)
+        """``traced``: requests of a trace are left to aiohttp, which is where they are recorded."""
+        self.requests = PlainRequests(_HARMLESS, traced=traced)
         self._catalog, self._known_public = catalog, known_public
         self._regions, self._selection = regions, selection
         self._origins, self._count = origins, count

@@ -46,7 +46,9 @@ def reference() -> str:
     for metric in sorted(vars(Metrics()).values(), key=lambda item: getattr(item, "_name", "")):
         if hasattr(metric, "_documentation"):
             labels = ", ".join(metric._labelnames)
-            parts.append(f"| `{metric._name}` | {metric._type} | {labels} | {metric._documentation} |")
+            name = metric._name + "_total" * (metric._type == "counter")
+            parts.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
+    parts.append("\n`process_*` are of the process: memory, descriptors, processor time, start.")
     parts.append("\n## Checks\n\nWhat `nearshard doctor` looks at ([doctor.md](doctor.md)).\n")
     parts.append("| check | read | judged | why | mended by | source |\n|---|---|---|---|---|---|")
     parts += [f"| `{c.id}` | {c.reads} | {c.rule} | {c.why} | {c.mend} | {c.source} |" for c in CHECKS]

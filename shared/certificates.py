@@ -116,6 +116,11 @@ def make_certificate(
     return Pair(builder.sign(authority.key, SHA256()).public_bytes(Encoding.PEM), _pem(key))
 
 
+def first_expiry(pem: bytes) -> float:
+    """When the first of these certificates expires, in seconds since 1970. Raises ValueError."""
+    return min(one.not_valid_after_utc.timestamp() for one in x509.load_pem_x509_certificates(pem))
+
+
 def node_of(certificate: Mapping[str, Any] | None) -> str | None:
     """The node that a checked certificate (as ``SSLSocket.getpeercert`` gives it) is of; None where it names none, or
     more than one."""

@@ -88,6 +88,11 @@ class ServiceSettings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field("console", description="How log lines look.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    otlp: HttpUrl | None = Field(
+        None,
+        description="Collector that traces go to, by OTLP over HTTP: a base URL, to which /v1/traces is added. Needs"
+        " the extra `otel`.",
+    )
     connections: int = Field(4096, ge=1, description="Client connections at a time; more are told to come back.")
     connections_per_address: int = Field(
         256, ge=1, description="The same from one address; loopback has no such limit."

@@ -13,6 +13,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
 from shared.clock import SystemClock
+from shared.tracing import CURRENT
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -26,7 +27,7 @@ def configure(level: str, form: str, service: str) -> FilteringBoundLogger:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False)
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            name_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if form == "console" else "iso", utc=form == "json"),
             structlog.processors.format_exc_info,
@@ -41,6 +42,15 @@ def configure(level: str, form: str, service: str) -> FilteringBoundLogger:
     # aiohttp and asyncio speak through the standard library: only what should wake someone is let through.
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     return get(service)
+
+
+def name_request(_: Any, __: str, event: EventDict) -> EventDict:
+    """What is logged for a request has its id, and its trace where it is part of one."""
+    if context := CURRENT.get():
+        event.setdefault("request_id", context.id)
+        if context.parent:
+            event.setdefault("trace_id", context.trace_id)
+    return event
 
 
 _SECRET = re.compile(r"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*|(?<=[?&]token=)[^&\s\"'>]+")

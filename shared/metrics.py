@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -15,6 +15,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.process = ProcessCollector(registry=self.registry)
+        """``process_*``: memory, descriptors, processor time and start of this process, as every Prometheus client
+        library names them."""
         self.before_render: list[Callable[[], None]] = []
         """Called before the counters are shown: for hot paths, which count by themselves."""
         self.requests = Counter(
@@ -145,9 +148,33 @@ class Metrics:
             registry=self.registry,
         )
         self.degraded = Gauge("nearshard_degraded", "1 while a router goes on without Redis.", registry=self.registry)
+        self.metadata_expires = Gauge(
+            "nearshard_metadata_expires_timestamp_seconds",
+            "When the signed metadata that is in use here expires, by role, in seconds since 1970.",
+            ["role"],
+            registry=self.registry,
+        )
+        self.certificate_expires = Gauge(
+            "nearshard_certificate_expires_timestamp_seconds",
+            "When the first of the certificates in a file that is in use expires, by the setting that names the file,"
+            " in seconds since 1970.",
+            ["setting"],
+            registry=self.registry,
+        )
+        self.tasks = Gauge("nearshard_tasks", "Tasks of the event loop.", registry=self.registry)
 
     def render(self) -> bytes:
         """The Prometheus text format."""
         for bring_up_to_date in self.before_render:
             bring_up_to_date()
         return generate_latest(self.registry)
+
+    def show_expiries(self, gauge: Gauge, expiries: Callable[[], Mapping[str, float]]) -> None:
+        """Have ``gauge`` show from now on what ``expiries`` gives: seconds since 1970 by label, and nothing else."""
+
+        def show() -> None:
+            gauge.clear()
+            for label, expires in expiries().items():
+                gauge.labels(label).set(expires)
+
+        self.before_render.append(show)

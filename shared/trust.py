@@ -220,6 +220,12 @@ class Trust:
         """The delegated roles that are loaded."""
         return list(self._roles)
 
+    def expiries(self) -> dict[str, float]:
+        """When each role that is here expires, in seconds since 1970."""
+        return {name: expires for expires, name in self._expiries} | {
+            name: role.expires for name, role in self._roles.items()
+        }
+
     def check(self, now: float) -> None:
         """Raises MetadataExpired or ClockSkew where this can't be used ``now`` (seconds since 1970)."""
         if not self.complete:

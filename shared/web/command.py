@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from shared import log
 from shared.clock import Clock, SystemClock
 from shared.config import S, fail, load
 from shared.errors import EXIT_CONFIG, EXIT_INTERRUPTED, EXIT_USAGE, ConfigError, NearshardError
+from shared.tracing import commanding
 from shared.web.server import run
 from shared.web.tls import Certificates
 
@@ -35,7 +37,8 @@ def serve(settings_type: type[S], build: Build[S], argv: list[str] | None = None
 def run_program(app: Callable[..., object], name: str) -> None:
     """Run a command of a typer app; an error is one line, and its exit code."""
     try:
-        app(prog_name=name)
+        with commanding(name.removeprefix("nearshard "), os.environ):
+            app(prog_name=name)
     except NearshardError as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(EXIT_CONFIG if isinstance(error, ConfigError) else error.exit_code or EXIT_USAGE) from None

@@ -7,7 +7,6 @@ the connection is closed short of its Content-Length, so that no client takes th
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,8 @@ from shared.clock import Clock
 from shared.codec import encode_json
 from shared.errors import CODES, NearshardError, RequestError
 from shared.metrics import Metrics
+from shared.tracing import Tracer, new_id, open_tracer
+from shared.web.spans import serving
 
 if TYPE_CHECKING:  # a client has no use for it, and it takes long to import
     from structlog.typing import FilteringBoundLogger
@@ -69,52 +70,65 @@ def problem(code: str, request_id: str, error: NearshardError | None = None) -> 
 async def refuse_expectation(request: web.Request) -> web.StreamResponse | None:
     """``Expect``: 100-continue is obeyed, anything else is refused (RFC 9110 §10.1.1)."""
     if request.headers.get("Expect", "").lower() != "100-continue":
-        return problem("expectation_failed", secrets.token_hex(8))
+        return problem("expectation_failed", new_id())
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0
     return None
 
 
-def make_app(server: str, clock: Clock, metrics: Metrics, log: FilteringBoundLogger) -> web.Application:
-    """An application with what every service needs. ``server`` is its name in the Server field."""
+def make_app(
+    server: str, clock: Clock, metrics: Metrics, log: FilteringBoundLogger, *, otlp: str | None = None
+) -> web.Application:
+    """An application with what every service needs. ``server`` is its name in the Server field, and its node's;
+    ``otlp``: the collector that spans go to. Raises ConfigError."""
+    tracer = open_tracer(otlp, *server.split(" ", 1))
+    metrics.before_render.append(lambda: metrics.tasks.set(len(asyncio.all_tasks())))
 
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = server
 
-    app = web.Application(middlewares=[_guard(clock, metrics, log)], client_max_size=codec.MAX_JSON)
+    async def send_spans(_: web.Application) -> None:
+        if tracer:
+            await asyncio.to_thread(tracer.close)
+
+    app = web.Application(middlewares=[_guard(clock, metrics, log, tracer)], client_max_size=codec.MAX_JSON)
     app.on_response_prepare.append(stamp)
+    app.on_cleanup.append(send_spans)
     return app
 
 
-def _guard(clock: Clock, metrics: Metrics, log: FilteringBoundLogger) -> Middleware:
+def _guard(clock: Clock, metrics: Metrics, log: FilteringBoundLogger, tracer: Tracer | None) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request[REQUEST_ID] = secrets.token_hex(8)
         started = clock.monotonic()
-        try:
-            _check(request)
-            response = await handler(request)
-        except NearshardError as error:
-            response = _failed(request, error, request_id, log)
-        except web.HTTPException as error:
-            code = _BY_STATUS.get(error.status)
-            if code is None:
+        with serving(request, tracer) as served:
+            request[REQUEST_ID], failed = served.id, ""
+            try:
+                _check(request)
+                response = await handler(request)
+            except NearshardError as error:
+                response, failed = _failed(request, error, served.id, log), error.error_code
+            except web.HTTPException as error:
+                failed = _BY_STATUS.get(error.status, "")
+                if not failed:
+                    raise
+                response = problem(failed, served.id)
+                if allow := error.headers.get("Allow"):
+                    response.headers["Allow"] = allow
+            except ConnectionError:
+                log.debug("client left", path=request.rel_url.raw_path[:200])
                 raise
-            response = problem(code, request_id)
-            if allow := error.headers.get("Allow"):
-                response.headers["Allow"] = allow
-        except ConnectionError:
-            log.debug("client left", path=request.rel_url.raw_path[:200], request_id=request_id)
-            raise
-        except Exception as error:
-            log.error("a request failed", request_id=request_id, exc_info=error)
-            response = _failed(request, NearshardError(str(error)), request_id, log)
-        kind = request.get(KIND, "other")
-        metrics.requests.labels(kind, str(response.status)).inc()
-        metrics.seconds.labels(kind).observe(clock.monotonic() - started)
-        log.debug("request", method=request.method, kind=kind, status=response.status, request_id=request_id)
-        return response
+            except Exception as error:
+                log.error("a request failed", exc_info=error)
+                wrong = NearshardError(str(error))
+                response, failed = _failed(request, wrong, served.id, log), wrong.error_code
+            kind = request.get(KIND, "other")
+            metrics.requests.labels(kind, str(response.status)).inc()
+            metrics.seconds.labels(kind).observe(clock.monotonic() - started)
+            log.debug("request", method=request.method, kind=kind, status=response.status)
+            served.answered(request, response, failed)
+            return response
 
     return middleware
 
@@ -133,7 +147,7 @@ def _failed(
 ) -> web.StreamResponse:
     started: web.StreamResponse | None = request.get(BODY_BEGUN)
     if error.status >= 500:
-        log.warning("request failed", code=error.error_code, reason=str(error), request_id=request_id)
+        log.warning("request failed", code=error.error_code, reason=str(error))
     if started is None:
         return problem(error.error_code, request_id, error)
     started.force_close()

@@ -30,6 +30,10 @@ REQUESTS = 4_000
 """Requests, and blocks of fields, that are kept with what they mean."""
 _REQUEST_LINE = re.compile(rb"GET (/[!-~]+) HTTP/1\.1")
 _FIELD = re.compile(rb"([A-Za-z-]+):[ \t]*([ -~]*?)[ \t]*")
+_ID = b"\r\nX-Request-Id: "
+_ALONE = re.compile(rb"\r\nX-Request-Id: [ -~]*\r\n\r\n")
+_IN_TRACE = re.compile(rb"\r\nX-Request-Id: [ -~]*(?:\r\ntraceparent: [ -~]*(?:\r\ntracestate: [ -~]*)?)?\r\n\r\n")
+"""What goes along from tier to tier, as our sessions send it: last, so that it is found without a look at the rest."""
 _PLAIN = frozenset(
     (b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"connection", b"if-none-match")
 )
@@ -86,9 +90,12 @@ def parse_fields(block: bytes, also: frozenset[bytes] = frozenset()) -> PlainFie
 class PlainRequests:
     """The parser of a service's plain requests. What is hot is asked for in the same words: those are parsed once."""
 
-    def __init__(self, also: Iterable[bytes] = ()) -> None:
-        """``also``: names, in lower case, of fields that are harmless to this service."""
+    def __init__(self, also: Iterable[bytes] = (), *, traced: bool = False) -> None:
+        """``also``: names, in lower case, of fields that are harmless to this service. ``traced``: requests that are
+        part of a trace are not plain."""
         self._also = frozenset(also)
+        self._passing = _ALONE if traced else _IN_TRACE
+        """Fields that are others for each request, and make no difference to what is answered here."""
         self._requests: dict[bytes, tuple[bytes, PlainFields]] = {}
         self._blocks: dict[bytes, PlainFields] = {}
         """Clients ask for different things, but each with the same fields."""
@@ -103,16 +110,26 @@ class PlainRequests:
         target, block = line
         fields = self._blocks.get(block)
         if fields is None:
-            fields = parse_fields(block, self._also)
+            end = block.find(_ID)
+            if end >= 0 and self._passing.fullmatch(block, end):
+                bare = block[:end] + b"\r\n\r\n"
+                fields = self._blocks.get(bare) or self._learn(bare)
+                return (target, fields) if fields else None  # nobody asks in these words again
+            fields = self._learn(block)
             if fields is None:
                 return None
-            if len(self._blocks) >= REQUESTS:
-                self._blocks.clear()
-            self._blocks[block] = fields
         if len(self._requests) >= REQUESTS:
             self._requests.clear()
         found = self._requests[data] = target, fields
         return found
+
+    def _learn(self, block: bytes) -> PlainFields | None:
+        fields = parse_fields(block, self._also)
+        if fields is not None:
+            if len(self._blocks) >= REQUESTS:
+                self._blocks.clear()
+            self._blocks[block] = fields
+        return fields
 
 
 class DatedEnd:

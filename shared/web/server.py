@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import secrets
 import signal
 import socket
 import ssl
@@ -27,6 +26,7 @@ from shared.codec import encode_json
 from shared.config import ServiceSettings
 from shared.errors import ConfigError
 from shared.files import replace_file
+from shared.tracing import new_id
 from shared.web.middleware import problem
 from shared.web.session import SHORT
 from shared.web.tls import Certificates, certificate_guard
@@ -92,7 +92,7 @@ class Connection(RequestHandler):
         assert isinstance(server, _Server)
         self._address = str((transport.get_extra_info("peername") or ("",))[0])
         if not server.admit(self._address):
-            body = problem("busy", secrets.token_hex(8)).body
+            body = problem("busy", new_id()).body
             assert isinstance(body, bytes) and self.transport is not None
             self.transport.write(_BUSY % (len(body), body))
             self.force_close()
@@ -124,7 +124,7 @@ class Connection(RequestHandler):
         """A problem document for a request that never became one; the connection is closed after it."""
         if request.writer.output_size > 0:
             raise ConnectionError("the response has begun")
-        response = problem("bad_request" if status < 500 else "internal", secrets.token_hex(8))
+        response = problem("bad_request" if status < 500 else "internal", new_id())
         response.headers["Server"] = "nearshard"
         response.force_close()
         return response

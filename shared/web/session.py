@@ -40,6 +40,7 @@ from shared.tasks import end
 from shared.token_file import TokenFile
 from shared.view import EPOCH
 from shared.web.resolver import AheadResolver
+from shared.web.spans import pass_on
 from shared.web.tls import Certificates
 
 CONNECT, FIRST_BYTE, IDLE = 2.0, 5.0, 10.0
@@ -102,6 +103,7 @@ def make_session(
         headers={"Accept-Encoding": "identity", "User-Agent": "nearshard"},
         raise_for_status=False,
         read_bufsize=BUFFER,
+        middlewares=[pass_on],
     )
 
 

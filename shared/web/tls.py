@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from shared.certificates import node_of
+from shared.certificates import first_expiry, node_of
 from shared.errors import ConfigError, RequestError
 from shared.files import Stamp, stamp
 from shared.keys import check_private
@@ -44,6 +44,15 @@ class Files:
     def all(self) -> list[Path]:
         """Those that are set."""
         return [file for file in (self.cert, self.key, self.ca) if file]
+
+    def expiries(self) -> dict[str, float]:
+        """When what is in them expires, in seconds since 1970, by setting."""
+        found = {}
+        for setting, file in (("tls_cert", self.cert), ("tls_ca", self.ca)):
+            with suppress(OSError, ValueError):  # who loads them for use says what is wrong
+                if file:
+                    found[setting] = first_expiry(file.read_bytes())
+        return found
 
 
 def client_context(files: Files) -> ssl.SSLContext:
@@ -109,6 +118,8 @@ class Certificates:
         """For listening, all the time; None: without TLS. Each handshake is done by the context that is current."""
         if self.server:
             self.server.sni_callback = self._pick
+        self.expiries = self._files.expiries()
+        """When what is in use expires, in seconds since 1970, by setting."""
         self._followers: list[Callable[[ssl.SSLContext], None]] = []
         self._said = asyncio.Event()
 
@@ -143,7 +154,8 @@ class Certificates:
         except ConfigError as error:
             self._log.error("new certificates cannot be used; the old ones go on", reason=str(error))
             return
-        self.client, self._current = client, current
+        expiries = await asyncio.to_thread(self._files.expiries)
+        self.client, self._current, self.expiries = client, current, expiries
         for follower in self._followers:
             follower(client)
         self._log.info("certificates read again")

@@ -353,6 +353,10 @@ class Trusted:
         """Why the last try to confirm it failed; None where it did not."""
         return self._failure if self._stale else None
 
+    def expiries(self) -> Mapping[str, float]:
+        """When each role that is known here expires, in seconds since 1970."""
+        return self._trust.expiries()
+
     def status(self) -> Mapping[str, object]:
         """For people: versions, when it expires, and what was wrong last."""
         expires = self._trust.expires

@@ -47,6 +47,7 @@ from shared.paths import manifest_path, parse_path
 from shared.publishing import SESSION, Opening, make_opening, parse_opening, parse_shards
 from shared.tensorfile import PREFIX, header_length, parse_header
 from shared.tokens import AccessList, TokenKey, issue, key_id, parse_scopes, read_claims
+from shared.tracing import MAX_STATE, REQUEST_ID, TRACEPARENT, TRACESTATE, context_of
 from shared.trust_names import SNAPSHOT, file_name, parse_file_name, public_role
 from shared.trust_names import TARGETS as TARGETS_ROLE
 from shared.updates.codecs import codec as codec_of
@@ -317,6 +318,15 @@ def _make_bundle() -> bytes:
     return index.encode() + b"".join(files) + END
 
 
+def _trace(data: bytes) -> object:
+    parent, _, state = text(data).partition("|")
+    given = {REQUEST_ID: parent, TRACEPARENT: parent, TRACESTATE: state}
+    context = context_of(given, make_id=lambda: "made-anew")
+    assert all(value.isprintable() and len(value) <= MAX_STATE for value in context.fields().values())
+    assert not context.parent or len(context.trace_id) == 32
+    return context
+
+
 def _all(words: list[str]) -> list[bytes]:
     return [word.encode() for word in words]
 
@@ -327,6 +337,7 @@ def _safetensors() -> list[bytes]:
     return [whole, whole[: PREFIX + length], save({})]
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01|congo=t61rcWkgMzE"
 TOLD, SIGNED = sign(KEY, HEARTBEAT, {**HEARTBEAT_OF, "rtt": {"south": 12.5}})
 NOW = 1_800_000_000.0
 REPOSITORY = Repository(now=NOW, hashes=False)
@@ -352,6 +363,7 @@ TARGETS = [
     Target("digest", lambda data: parse_digest(text(data)), _all([A])),
     Target("conditions", _conditions, _all(RANGES)),
     Target("plain request", PlainRequests().parse, _all([REQUEST])),
+    Target("fields of a trace", _trace, _all([TRACE])),
     Target("accept", lambda data: plan.negotiate(text(data), ["a/b", "c/d"]), _all(["a/b;q=0.5, */*;q=0.1", "c/*"])),
     Target("manifest", _manifest, [MANIFEST.encoded, DELTAS.encoded]),
     Target("have", lambda data: plan.parse_have(text(data).split("&")), _all([A, f"{A}&{B}"])),
