@@ -12,6 +12,7 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from edge_node.admin import add_admin_routes, build_admin, write_access
+from edge_node.api import operations as described
 from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
 from edge_node.delivery import Delivery
@@ -41,6 +42,7 @@ from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH
 from shared.web.access import Gate
 from shared.web.announce import add_announce_route
+from shared.web.describe import add_description
 from shared.web.hub import add_hub_routes
 from shared.web.middleware import make_app
 from shared.web.mirrored import Mirrored
@@ -205,4 +207,5 @@ def build_app(
     add_admin_routes(app, operations, gate, log)
     add_hub_routes(app, delivery, gate, absent=mirrored.hub_absent)
     add_announce_route(app, heard)
+    add_description(app, "edge", described)
     return app

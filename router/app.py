@@ -12,6 +12,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +21,7 @@ from multidict import CIMultiDict
 from structlog.typing import FilteringBoundLogger
 
 from router.admission import Admission
+from router.api import operations
 from router.config import RouterSettings
 from router.enrolment_file import EnrolmentFile
 from router.enrolments import add_enrolment_routes
@@ -54,6 +56,7 @@ from shared.trust_file import TrustFile, read_root
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
+from shared.web.describe import add_description
 from shared.web.hub import add_hub_routes
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.mirrored import Mirrored
@@ -450,4 +453,5 @@ def build_app(
         add_enrolment_routes(app, settings.enrolled, registry, gate, log)
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)
+    add_description(app, "router", partial(operations, enrolling=settings.enrolled is not None))
     return app

@@ -11,3 +11,8 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_reference_is_made_from_the_code() -> None:
     made = runpy.run_path(str(ROOT / "scripts" / "reference.py"))
     assert (ROOT / "docs" / "reference.md").read_text() == made["reference"](), "run: make docs"
+
+
+def test_the_openapi_document_is_made_from_the_code() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "openapi.py"))
+    assert (ROOT / "docs" / "openapi.json").read_text() == made["text"](), "run: make docs"
