@@ -62,6 +62,10 @@ PURE = [
     "nearshard.doctor.checks",
     "nearshard.doctor.mending",
     "origin.hub_listing",
+    *(f"shared.openapi.{name}" for name in ("form", "schemas", "reads", "hub", "tier")),
+    "origin.api",
+    "edge_node.api",
+    "router.api",
 ]  # fmt: skip
 SDK = "nearshard"
 """Its ``__init__`` is the public SDK, with the runtime. Who imports a module below it by name does not use that."""
