@@ -61,6 +61,7 @@ check: setup
 
 docs: setup
 	$(BIN)/python scripts/reference.py
+	$(BIN)/python scripts/openapi.py
 
 bench-hit: setup
 	scripts/need nginx wrk

@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from edge_node.account import Account
 from edge_node.admin import add_admin_routes, build_admin, write_access
+from edge_node.api import operations as described
 from edge_node.bookkeeping import Bookkeeper, add_usage_route
 from edge_node.cache import Cache
 from edge_node.config import EdgeSettings
@@ -45,6 +46,7 @@ from shared.usage import day_of
 from shared.view import EPOCH
 from shared.web.access import Gate
 from shared.web.announce import add_announce_route
+from shared.web.describe import add_description
 from shared.web.hub import add_hub_routes
 from shared.web.middleware import make_app
 from shared.web.mirrored import Mirrored
@@ -225,4 +227,5 @@ def build_app(
     add_usage_route(app, books, gate, clock, node=settings.node, region=settings.region)
     add_announce_route(app, heard)
     Relay(sessions, settings.origin, upstreams, clock).add_routes(app)
+    add_description(app, "edge", described)
     return app

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:  # takes long to import, and services are started without it
+    import typer
 
 PROGRAMS: Mapping[str, tuple[str, str]] = {
     "token": ("origin.token_command", "Make, show, replace and revoke access tokens."),
@@ -75,12 +78,9 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run(word: str) -> None:
-    """Run ``word`` with what else was typed; any other than a word of this command gets the whole of its help."""
+def make_app(word: str) -> typer.Typer:
+    """What reads the rest of the line behind ``word``; all words, with their help, for any that is not one of them."""
     import typer
-
-    from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError
-    from shared.tracing import commanding
 
     app = typer.Typer(
         add_completion=False,
@@ -91,15 +91,23 @@ def run(word: str) -> None:
         epilog="Example: nearshard up   (then, elsewhere)   nearshard get demo/minilm:embed-3l",
     )
     app.callback()(lambda: None)  # so that an only word is still typed
+    wanted = [module for module, words in MODULES.items() if word in words]
+    for module in wanted or MODULES:
+        import_module(module).add_to(app)
+    for name, (_, about) in PROGRAMS.items() if not wanted else ():
+        if name not in OWN:
+            app.command(name, help=about, add_help_option=False)(_elsewhere)
+    return app
+
+
+def run(word: str) -> None:
+    """Run ``word`` with what else was typed; any other than a word of this command gets the whole of its help."""
+    from shared.errors import EXIT_INTERRUPTED, EXIT_USAGE, NearshardError
+    from shared.tracing import commanding
+
     try:
-        wanted = [module for module, words in MODULES.items() if word in words]
-        for module in wanted or MODULES:
-            import_module(module).add_to(app)
-        for name, (_, about) in PROGRAMS.items() if not wanted else ():
-            if name not in OWN:
-                app.command(name, help=about, add_help_option=False)(_elsewhere)
         with commanding(word, os.environ):
-            app(prog_name="nearshard", standalone_mode=True)
+            make_app(word)(prog_name="nearshard", standalone_mode=True)
     except NearshardError as error:
         sys.stderr.write(f"error: {error}\n")
         if names := error.public.get("tasks"):

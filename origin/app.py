@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from origin.api import operations
 from origin.audit import Audit
 from origin.config import OriginSettings
 from origin.federated.closing import Closing
@@ -43,6 +44,7 @@ from shared.paths import BlobPath, FilePath, HubPath, ModelPath, ModelsPath, Tas
 from shared.rollout import NOBODY, Subject, at_address
 from shared.web.access import Gate, private_model
 from shared.web.announce import Announcer
+from shared.web.describe import add_description
 from shared.web.hub import add_hub_routes
 from shared.web.middleware import make_app
 from shared.web.reads import Listing, Resolved, add_routes
@@ -274,6 +276,7 @@ def build_app(
         log,
         gate=gate if settings.publish_tokens else None,
     ).add_routes(app)
+    add_description(app, "origin", operations)
     return app
 
 

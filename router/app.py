@@ -12,6 +12,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +21,7 @@ from multidict import CIMultiDict
 from structlog.typing import FilteringBoundLogger
 
 from router.admission import Admission
+from router.api import operations
 from router.config import RouterSettings
 from router.dashboard import add_dashboard
 from router.enrolment_file import EnrolmentFile
@@ -60,6 +62,7 @@ from shared.usage import day_of
 from shared.view import EPOCH, MAX_NEAR, View
 from shared.web.access import QUERY, Gate, private_model, require_known, token_text
 from shared.web.announce import Announcer, add_announce_route
+from shared.web.describe import add_description
 from shared.web.hub import add_hub_routes
 from shared.web.middleware import KIND, make_app, read_body, refuse_expectation
 from shared.web.mirrored import Mirrored
@@ -484,4 +487,5 @@ def build_app(
     add_explain_routes(app, gate, tier.locate, tier.find, selection)
     add_announce_route(app, published)
     add_dashboard(app, tier.network, clock)
+    add_description(app, "router", partial(operations, enrolling=settings.enrolled is not None))
     return app

@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the code: settings, errors, metrics, checks. ``make docs``; a test holds it in step."""
+"""Write docs/reference.md from the code: settings, errors, metrics, requests, checks. ``make docs``; a test holds it in step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from edge_node.api import operations as of_edge
 from edge_node.config import EdgeSettings
 from nearshard.doctor.checks import CHECKS
+from origin.api import operations as of_origin
 from origin.config import OriginSettings
+from router.api import operations as of_router
 from router.config import RouterSettings
 from shared.config import ServiceSettings
 from shared.errors import CODES
@@ -49,10 +52,29 @@ def reference() -> str:
             name = metric._name + "_total" * (metric._type == "counter")
             parts.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
     parts.append("\n`process_*` are of the process: memory, descriptors, processor time, start.")
+    parts.append(
+        "\n## HTTP API\n\n`GET /openapi.json` of every service is what it answers, as OpenAPI 3.1; "
+        "[openapi.json](openapi.json) is that of all tiers. A GET has its HEAD. Operating a node, on loopback, has no "
+        "`/admin` before it.\n"
+    )
+    parts.append("| request | answered by | what for |\n|---|---|---|")
+    parts += _requests()
     parts.append("\n## Checks\n\nWhat `nearshard doctor` looks at ([doctor.md](doctor.md)).\n")
     parts.append("| check | read | judged | why | mended by | source |\n|---|---|---|---|---|---|")
     parts += [f"| `{c.id}` | {c.reads} | {c.rule} | {c.why} | {c.mend} | {c.source} |" for c in CHECKS]
     return "\n".join(parts) + "\n"
+
+
+def _requests() -> Iterator[str]:
+    """A line for each request that some tier answers."""
+    tiers = {"origin": of_origin(), "router": of_router(), "edge": of_edge()}
+    by_request: dict[tuple[str, str], tuple[str, list[str]]] = {}
+    for tier, operations in tiers.items():
+        for one in operations:
+            by_request.setdefault((one.path, one.method), (one.about, []))[1].append(tier)
+    for (path, method), (about, answering) in sorted(by_request.items()):
+        who = "all" if len(answering) == len(tiers) else ", ".join(answering)
+        yield f"| `{method} {path}` | {who} | {about} |"
 
 
 def _fields(settings: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

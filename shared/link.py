@@ -99,6 +99,8 @@ def parse_rate(value: object) -> int:
 
 
 def _bytes(value: object) -> int | None:
+    if isinstance(value, bool):  # to pydantic it is a number: "rate": true would be one byte a second
+        return None
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 18:
         return int(value)
     from pydantic import ByteSize, TypeAdapter, ValidationError  # takes long to import, and "0" is what most say

@@ -48,8 +48,10 @@ def parse_node(node: str, record: object) -> Node:
         raise RequestError("a node's url is http(s)://host:port", code="bad_node")
     if type(weight) is not int or not 1 <= weight <= MAX_WEIGHT:
         raise RequestError(f"a node's weight is 1 to {MAX_WEIGHT}", code="bad_node")
+    if not isinstance(region := record.get("region"), str):
+        raise RequestError("a node's region is a name", code="bad_node")
     try:
-        return Node(parse_name(node), url.rstrip("/"), parse_name(str(record.get("region"))), weight)
+        return Node(parse_name(node), url.rstrip("/"), parse_name(region), weight)
     except BadId as error:
         raise RequestError(str(error), code="bad_node") from error
 

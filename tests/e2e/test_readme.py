@@ -1,38 +1,39 @@
-"""The commands of the README, in its order, as somebody types them who has never seen the project.
+"""The commands of the README and of the tutorial's first step, in order, as somebody types them who has never seen the
+project.
 
-They are read from the README, so what is there works. What differs from such a user's: the port, which may be taken on
-this machine, and the model, which is smaller.
+They are read from the pages (blocks that are marked `sh run`), so what is there works. What differs from such a user's:
+the port, which may be taken on this machine, and the model, which is smaller.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from tests.harness import make_model, wait_until
+from tests.pages import ROOT, runnable
 
-README = Path(__file__).parents[2] / "README.md"
+README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
 ROUTER = "http://127.0.0.1:8700"
 """As the README has it."""
 WORDS = ["nearshard up", "nearshard publish", "nearshard get", "nearshard ls", "curl", "aria2c", "HF_ENDPOINT="]
 """What its commands begin with, in order."""
 
 
-def commands() -> list[str]:
-    """The commands to type by hand, without what their comments say."""
-    blocks = re.findall(r"^```\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    (block,) = [block for block in blocks if "nearshard up" in block]
-    lines = [re.sub(r" +#.*", "", line) for line in block.splitlines()]
-    return [line for line in lines if not line.startswith(". ")]  # the environment is active here
+INSTALLS = (". ", "python3 -m venv", "pip install")
+"""What makes nearshard be there: it is, here."""
+
+
+def commands(page: Path) -> list[str]:
+    """The commands to type by hand."""
+    return [line for block in runnable(page) for line in block if not line.startswith(INSTALLS)]
 
 
 class NewUser:
@@ -64,23 +65,29 @@ class NewUser:
         return network
 
 
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[NewUser]:
-    """One whose network runs."""
-    new = NewUser(tmp_path)
-    network = new.starts(commands()[0])
+@contextmanager
+def new_user(home: Path, page: Path) -> Iterator[NewUser]:
+    """One whose network runs, as the first command of a page starts it."""
+    new = NewUser(home)
+    network = new.starts(commands(page)[0])
     yield new
     network.send_signal(signal.SIGINT)
     assert network.wait(40) == 0
 
 
 def test_the_readme_has_these_commands_in_this_order() -> None:
-    assert [line[: len(words)] for line, words in zip(commands(), WORDS, strict=True)] == WORDS
+    assert [line[: len(words)] for line, words in zip(commands(README), WORDS, strict=True)] == WORDS
 
 
-def test_a_new_user_gets_the_model_by_each_of_them(user: NewUser, need: Callable[[str], str]) -> None:
+def test_a_new_user_gets_the_model_by_each_of_them(tmp_path: Path, need: Callable[[str], str]) -> None:
     need("curl"), need("aria2c")
-    _, publish, get, listing, curl, aria2, hub = commands()
+    with new_user(tmp_path, README) as user:
+        check_readme(user)
+
+
+def check_readme(user: NewUser) -> None:
+    """Each command of the README does what the page says."""
+    _, publish, get, listing, curl, aria2, hub = commands(README)
     published = user.home / shlex.split(publish)[2]
     make_model(published)
     assert "demo/minilm" in user.types(publish)
@@ -109,3 +116,15 @@ def test_a_new_user_gets_the_model_by_each_of_them(user: NewUser, need: Callable
 
     doctor = user.types("nearshard doctor --json")
     assert {"reach"} <= {one["check"] for one in json.loads(doctor)["findings"] if one["status"] == "ok"}
+
+
+def test_the_first_step_of_the_tutorial_runs(tmp_path: Path, need: Callable[[str], str]) -> None:
+    need("curl")
+    with new_user(tmp_path, TUTORIAL) as user:
+        _, publish, cold, warm, headers = commands(TUTORIAL)
+        make_model(user.home / shlex.split(publish)[2], width=64)
+        user.types(publish)
+        assert "fill-origin" in user.types(cold)
+        said = user.types(warm)
+        assert "hit-" in said and "fill-" not in said
+        assert "hit-" in user.types(headers)

@@ -17,3 +17,8 @@ def test_the_reference_is_made_from_the_code() -> None:
 
 def test_the_page_on_faults_says_what_is_covered() -> None:
     assert coverage() in (ROOT / "docs" / "faults.md").read_text(), "put there what `make faults ARGS=--list` prints"
+
+
+def test_the_openapi_document_is_made_from_the_code() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "openapi.py"))
+    assert (ROOT / "docs" / "openapi.json").read_text() == made["text"](), "run: make docs"

@@ -114,6 +114,7 @@ def test_a_signed_word_of_an_enrolled_node_is_proven() -> None:
         ({"id": "b"}, KEY, "bad_node"),
         ({"url": "http://169.254.169.254"}, KEY, "bad_node"),
         ({"url": "file:///etc/passwd"}, KEY, "bad_node"),
+        ({"region": 7}, KEY, "bad_node"),
         ({"sequence": -1}, KEY, "bad_node"),
         ({"sequence": 2**52}, KEY, "bad_node"),
         ({"sequence": "1"}, KEY, "bad_node"),
@@ -124,7 +125,7 @@ def test_a_signed_word_of_an_enrolled_node_is_proven() -> None:
         ({"in_flight": -1}, KEY, "bad_node"),
         ({"pad": "x" * 20_000}, KEY, "too_large"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_what_is_signed_by_another_or_is_not_as_enrolled_is_refused(
     change: dict[str, Any], key: NodeKey, code: str

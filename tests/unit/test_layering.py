@@ -80,6 +80,10 @@ PURE = [
     "nearshard.doctor.mending",
     "origin.hub_listing",
     *(f"origin.federated.{name}" for name in ("rules", "aggregate", "privacy")),
+    *(f"shared.openapi.{name}" for name in ("form", "schemas", "reads", "hub", "tier")),
+    "origin.api",
+    "edge_node.api",
+    "router.api",
 ]  # fmt: skip
 SDK = "nearshard"
 """Its ``__init__`` is the public SDK, with the runtime. Who imports a module below it by name does not use that."""

@@ -34,7 +34,8 @@ def test_a_policy_is_changed_by_key_and_rates_may_be_written_as_people_do() -> N
 @pytest.mark.parametrize(
     "document",
     [5, {"speed": 1}, {"rate": -1}, {"rate": "fast"}, {"windows": {"8-18": 1}}, {"windows": 5},
-     {"windows": {"24:00-25:00": 1}}, {"metered": 1}, {"upstreams": {"http://a": "x"}}],
+     {"windows": {"24:00-25:00": 1}}, {"metered": 1}, {"upstreams": {"http://a": "x"}},
+     {"rate": True}, {"upstreams": {"http://a": False}}],
 )  # fmt: skip
 def test_a_bad_policy_is_refused(document: object) -> None:
     with pytest.raises(RequestError):
