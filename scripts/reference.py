@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the code: settings, errors, metrics, requests, checks. ``make docs``; a test holds it in step."""
+"""Write docs/reference.md from the code: settings, errors, metrics, requests, checks. ``make docs``; a test looks."""
 
 from __future__ import annotations
 

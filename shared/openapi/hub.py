@@ -48,7 +48,7 @@ def hub(*, redirects: bool = False) -> Iterator[Operation]:
         return Operation("GET", path, name, about, HUB, answers, errors, (*parameters, IF_NONE_MATCH))
 
     def file(path: str, name: str, about: str, *parameters: Parameter) -> Operation:
-        content = {kind: {} for kind in TYPES}
+        content: dict[str, Schema] = {kind: {} for kind in TYPES}
         partial = () if redirects else (Answer(206, "The range.", content),)
         # HEAD is answered by whoever is asked, so there is a 200 at a router too
         answers = (Answer(200, "The bytes; to HEAD, all that is to be known of them.", content, TAG), *partial, SAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shared import metalink, plan, trust_chain
-from shared.openapi.form import BYTES, JSON, OPEN, SMALL_BODY, TOKEN, Answer, Body, Operation
+from shared.openapi.form import BYTES, JSON, OPEN, SMALL_BODY, TOKEN, Answer, Body, Operation, Schema
 from shared.openapi.schemas import (
     FILE,
     HAVE,
@@ -54,7 +54,7 @@ def _document(about: str, *media: str, schema: str = "") -> tuple[Answer, ...]:
 def _bytes(*, redirects: bool) -> tuple[Answer, ...]:
     if redirects:
         return (MOVED, SAME)
-    content = {kind: {} for kind in TYPES}
+    content: dict[str, Schema] = {kind: {} for kind in TYPES}
     partial = Answer(206, "The range.", content, {**TAG, "Content-Range": "Which bytes, of how many."})
     return (Answer(200, "The bytes.", content, {**TAG, "Repr-Digest": "Their SHA-256."}), partial, SAME)
 

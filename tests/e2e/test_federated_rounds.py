@@ -206,7 +206,7 @@ def test_u6_other_names_and_shapes(table: Table, origin: Service) -> None:
         def decode(self, data: Any, rows: int, columns: int) -> Any:
             return np.zeros((rows, columns), np.float32)
 
-    Garbled.__init__ = lambda self: self.__dict__.update(sparse.__dict__)  # type: ignore[misc,method-assign]
+    Garbled.__init__ = lambda self: self.__dict__.update(sparse.__dict__)  # type: ignore[method-assign]
     garbled = site.send(origin, table.opened, document(table.update, Garbled()), codecs=(sparse.name,))
     assert refused(garbled) == (422, "schema_mismatch"), "fewer bytes than there are indices and signs"
     for junk in (b"junk" * 100, table.body[:-1], table.body[:4] + b"\xff" * 8 + table.body[12:]):

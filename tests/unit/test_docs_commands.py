@@ -16,14 +16,14 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from edge_node.config import EdgeSettings
-from nearshard.cli import MODULES, PROGRAMS, make_app
+from nearshard.cli import MODULES, PROGRAMS, make_app, program_of
 from origin.config import OriginSettings
 from router.config import RouterSettings
-from shared.config import load
+from shared.config import ServiceSettings, load
 from shared.errors import ConfigError
 from tests.pages import PAGES, ROOT, RUN, anchors, blocks, links, runnable, typed
 
-SERVICES = {"origin": OriginSettings, "router": RouterSettings, "edge": EdgeSettings}
+SERVICES: dict[str, type[ServiceSettings]] = {"origin": OriginSettings, "router": RouterSettings, "edge": EdgeSettings}
 WORDS = {*PROGRAMS, *(word for words in MODULES.values() for word in words)}
 LEFT_OUT = (MissingParameter, BadOptionUsage, NoArgsIsHelpError, ConfigError)
 """What is wrong with a command in a sentence that leaves arguments, settings or an option's value to the reader."""
@@ -36,13 +36,14 @@ def read(words: tuple[str, ...]) -> None:
     if word in SERVICES:
         load(SERVICES[word], rest)
         return
-    own = word not in PROGRAMS or words[:2] == ("trust", "accept")
-    app = make_app(word) if own else import_module(PROGRAMS[word][0]).app
-    command, args = get_command(app), list(words) if own else rest
+    program = program_of(words)
+    app = import_module(program).app if program else make_app(word)
+    command, args = get_command(app), rest if program else list(words)
     context = command.make_context("nearshard", args)
     while isinstance(command, TyperGroup):
-        _, command, args = command.resolve_command(context, [*context._protected_args, *context.args])
-        assert command is not None
+        _, found, args = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None
+        command = found
         context = command.make_context(command.name, args, parent=context)
 
 
