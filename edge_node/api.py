@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shared.openapi.federated import federated
 from shared.openapi.form import BEARER, BYTES, JSON, SMALL_BODY, TOKEN, Answer, Body, Operation, Parameter, Schema
 from shared.openapi.hub import hub
 from shared.openapi.reads import OPERATE, SOURCES, announced, reads
-from shared.openapi.schemas import COUNT, FLAG, LINK, OBJECT, TEXT, record, ref
+from shared.openapi.schemas import COUNT, FLAG, LINK, NAME, OBJECT, TEXT, by_name, listed, record, ref
 from shared.paths import ADMIN, BUNDLE
+from shared.usage import COUNTS
+from shared.usage import PATH as USAGE
 
 _ERRORS = ("token_missing", "forbidden", *TOKEN, *SOURCES)
 _FOUND = ("bad_id", "unknown_model", "unknown_revision", "unknown_task", "unknown_path")
@@ -22,7 +25,19 @@ _WHAT = Body(
 def operations() -> list[Operation]:
     """All of a node."""
     held = ("not_cached", "no_room", "try_again", "disk")
-    return [*reads((*SOURCES, *held)), announced(), *hub(), *_admin()]
+    return [*reads((*SOURCES, *held)), announced(), *hub(), _usage(), *federated(SOURCES), *_admin()]
+
+
+def _usage() -> Operation:
+    """What the node served, for the report."""
+    day = {"type": "string", "format": "date"}
+    since = Parameter("since", "query", "The first day; 30 days by default.", day)
+    numbers = record({**dict.fromkeys(COUNTS, COUNT), "ready": listed(COUNT)})
+    told = record({"node": NAME, "region": NAME, "since": day, "today": day, "days": by_name(by_name(numbers))})
+    return Operation(
+        "GET", USAGE, "getUsage", "What was served, by day (UTC) and model; private ones are one.", OPERATE,
+        (Answer(200, "The days that there are.", {JSON: told}),), (*TOKEN, *SOURCES), (since,),
+    )  # fmt: skip
 
 
 def _admin() -> Iterator[Operation]:

@@ -66,7 +66,13 @@ class Relay:
         """Answer below ``/federated``."""
         model = PREFIX + "/{org}/{name}"
         upload = model + "/updates/{digest}"
-        for method, path in (("GET", model), ("POST", f"{model}/updates"), ("HEAD", upload), ("PATCH", upload)):
+        for method, path in (
+            ("GET", model),
+            ("HEAD", model),
+            ("POST", f"{model}/updates"),
+            ("HEAD", upload),
+            ("PATCH", upload),
+        ):
             app.router.add_route(method, path, self._pass_on, expect_handler=refuse_expectation)
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:

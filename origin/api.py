@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from shared.enrolment import SIGNATURE_FIELD
 from shared.manifest import MAX_SHARD
+from shared.openapi.federated import federated
 from shared.openapi.form import (
     BEARER,
     BYTES,
@@ -47,7 +48,7 @@ _SIZE = {"type": "integer", "minimum": 1, "maximum": MAX_SHARD}
 
 def operations() -> list[Operation]:
     """All of an origin."""
-    return [*reads(STORE), *hub(), *_publishing()]
+    return [*reads(STORE), *hub(), *_publishing(), *federated(STORE)]
 
 
 def _publishing() -> Iterator[Operation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shared.enrolment import SIGNATURE_FIELD
-from shared.openapi.form import BEARER, JSON, OPEN, SMALL_BODY, TOKEN, Answer, Body, Operation, Parameter
+from shared.openapi.form import BEARER, JSON, OPEN, SMALL_BODY, TOKEN, Answer, Body, Operation, Parameter, Schema
 from shared.openapi.hub import hub
 from shared.openapi.reads import KEEP, OPERATE, READ, SAME, SOURCES, TAG, announced, reads
 from shared.openapi.schemas import (
@@ -30,6 +30,8 @@ from shared.openapi.schemas import (
 )
 from shared.paths import ENROLMENTS
 
+FILES = ("text/css", "text/javascript", JSON, "image/svg+xml")
+"""What the files of the dashboard are."""
 _LOCATED = Answer(200, "URLs, best first; with `explain=1`, all that the choice came from.", {
     JSON: record(
         {"urls": listed(TEXT), "key": TEXT, "client": OBJECT, "regions": listed(OBJECT), "nodes": listed(OBJECT)},
@@ -60,8 +62,36 @@ def operations(*, enrolling: bool = True) -> list[Operation]:
         *_membership(),
         *(_enrolments() if enrolling else ()),
         announced(),
+        *_shown(),
         *hub(redirects=True),
     ]
+
+
+def _shown() -> Iterator[Operation]:
+    """The dashboard."""
+    html: Schema = {"text/html": {}}
+    language = Parameter("lang", "query", "en or zh; it is kept in a cookie.", TEXT)
+    browsers = Parameter("Accept", "header", "With text/html.", TEXT, "text/html")
+    yield Operation(
+        "GET", "/", "getDashboard", "The network as it is now, as a page for browsers.", OPERATE,
+        (Answer(200, "To who asks for HTML.", html, TAG), SAME), ("unknown_path",),
+        (language, browsers, IF_NONE_MATCH), security=OPEN,
+    )  # fmt: skip
+    name = Parameter("file", "path", "Its name.", {"type": "string", "pattern": "^[a-z]+[.][a-z]+$"}, "app.js")
+    yield Operation(
+        "GET", "/dashboard/{file}", "getDashboardFile", "A file of that page.", OPERATE,
+        (Answer(200, "The file.", {kind: {} for kind in FILES}, TAG), SAME), ("unknown_path",), (name, IF_NONE_MATCH),
+        security=OPEN,
+    )  # fmt: skip
+    look = record({
+        "service": {"const": "router"}, "time": {"type": "number"}, "age": {"type": "number"}, "day": TEXT,
+        "degraded": TEXT, "total": OBJECT, "regions": listed(OBJECT), "nodes": listed(OBJECT), "left_off": COUNT,
+        "models": listed(OBJECT), "rollouts": listed(OBJECT), "errors": listed(OBJECT),
+    })  # fmt: skip
+    yield Operation(
+        "GET", "/network", "getNetwork", "The same as JSON: regions, nodes, models, rollouts, errors.", OPERATE,
+        (Answer(200, "As it is now.", {JSON: look}),), security=OPEN,
+    )  # fmt: skip
 
 
 def _placing() -> Iterator[Operation]:

@@ -16,7 +16,7 @@ Schema = Mapping[str, Any]
 
 JSON, BYTES, PROBLEM = "application/json", "application/octet-stream", "application/problem+json"
 ANY = "*/*"
-BEARER, QUERY_TOKEN, SESSION = "bearer", "query_token", "publishing_session"
+BEARER, QUERY_TOKEN, SESSION, UPLOAD = "bearer", "query_token", "publishing_session", "upload"
 TOKEN = ("token_invalid", "token_expired", "token_early", "token_revoked")
 """What may be wrong with a token that is shown."""
 SMALL_BODY = ("unsupported_type", "timed_out", "too_large", "bad_json")
@@ -108,6 +108,8 @@ class Operation:
     """Whether one has to be."""
     head: bool = True
     """Whether a GET has its HEAD."""
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    """Of codes that have another one here than elsewhere."""
 
     @property
     def example(self) -> str:
@@ -141,7 +143,7 @@ class Operation:
         made = {str(answer.status): answer.document(head=head) for answer in self.answers}
         by_status: dict[int, list[str]] = {}
         for code in dict.fromkeys((*self.errors, *EVERYWHERE)):
-            by_status.setdefault(CODES[code].status, []).append(code)
+            by_status.setdefault(self.statuses.get(code, CODES[code].status), []).append(code)
         for status, codes in by_status.items():
             about = "As to GET." if head else f"A problem: {', '.join(codes)}."
             own = made.get(str(status), {})
@@ -179,6 +181,12 @@ _SCHEMES: Schema = {
         "name": "Authorization",
         "description": "`Nearshard-Session` and a session, as `beginPublishing` gives it.",
     },
+    UPLOAD: {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "`Nearshard-Update` and a token, as `stateUpdate` gives it.",
+    },
 }
 
 
@@ -215,5 +223,5 @@ def _joined(one: Operation, other: Operation) -> Operation:
     return Operation(
         one.method, one.path, one.name, one.about, one.tag, tuple(answers.values()),
         tuple(dict.fromkeys((*one.errors, *other.errors))), one.parameters, one.body, one.security,
-        one.needed, one.head,
+        one.needed, one.head, one.statuses,
     )  # fmt: skip

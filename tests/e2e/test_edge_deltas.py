@@ -139,7 +139,7 @@ def test_an_edge_killed_while_it_makes_shards_has_nothing_wrong_afterwards(
     new = update()
     wait_settled(edge)
     edge.kill()
-    edge.args.append("--link-rate=20KB")
+    edge.args.append("--link-rate=40")
     edge.start()
     with subprocess.Popen(
         ["curl", "-sS", f"{edge.url}/models/{MODEL}/files/{new.revision}/{FILE}", "-o", "/dev/null"],
@@ -149,7 +149,7 @@ def test_an_edge_killed_while_it_makes_shards_has_nothing_wrong_afterwards(
         edge.kill()
         reader.wait(10)
     invariants.nothing_wrong_is_kept(lab.folder / "edge")
-    edge.args.remove("--link-rate=20KB")
+    edge.args.remove("--link-rate=40")
     edge.start()
     assert file_at(edge, new.revision) == new.file
 

@@ -19,6 +19,7 @@ import pytest
 
 from origin.keyring import load_ring
 from shared.enrolment import SIGNATURE_FIELD
+from shared.federated import PART_TYPE
 from shared.publishing import PREFIX, SCHEME, Opening, make_opening
 from tests.harness import Lab, Service, get_json, make_model, wait_nodes
 
@@ -77,8 +78,13 @@ def session_of(lab: Lab, origin: Service) -> str:
 
 def ask(network: Network, service: Service, folder: Path, words: Sequence[str], timeout: float) -> None:
     """Let Schemathesis ask a service, which must answer as it says."""
+    (folder / "kinds.py").write_text(
+        "import schemathesis\nfrom hypothesis import strategies as st\n"
+        f'schemathesis.openapi.media_type("{PART_TYPE}", st.binary())\n'
+    )
     config = folder / "schemathesis.toml"
     config.write_text(
+        'hooks = "kinds"\n'
         f'headers = {{ Authorization = "Bearer {network.token}" }}\n'
         'cache.enabled = false\n[generation]\ndatabase = "none"\nwith-security-parameters = false\n'
         f'[[operations]]\ninclude-path-regex = "^{PREFIX}/"\n'
