@@ -340,6 +340,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--effort", choices=[effort.name.lower() for effort in Effort], default="default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every figure")
     options = parser.parse_args()
+    options.python = options.python.absolute()  # not resolved: the link is what makes it that environment's
     check = subprocess.run([str(options.python), "-c", "import zipnn"], capture_output=True)
     options.zipnn = check.returncode == 0
     return options

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +24,7 @@ from safetensors.numpy import save_file
 from nearshard.networks import config_dir, state_file
 from shared.bundle import Unpacker
 from tests.bundles import bundle_of, one_file
+from tests.faults import invariants
 from tests.harness import Lab, Service, command, make_model, wait_settled
 from tests.metadata import Repository
 
@@ -154,6 +159,63 @@ def test_what_is_damaged_leaves_nothing_wrong(net: Net, home: Path, name: str, s
     assert not list((home / "repository").glob("models/*/*/blobs/*"))
     offline("bundle", "import", str(net.whole))
     assert command("verify").stdout.endswith("all right\n")
+
+
+SEEDS = [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 40))]
+
+
+@contextmanager
+def carried(bundle: Path, seed: int, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An import that has been given some of a bundle, and waits for more. What is read from a pipe has no size."""
+    data, pipe = bundle.read_bytes(), bundle.parent / f"pipe-{seed}"
+    os.mkfifo(pipe)
+    line = [sys.executable, "-m", "nearshard", "bundle", "import", str(pipe), *words]
+    try:
+        with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            with pipe.open("wb", buffering=0) as end:
+                end.write(data[: random.Random(seed).randrange(1, len(data))])
+                yield process
+            process.wait(30)
+    finally:
+        pipe.unlink()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("which", ["whole", "delta"])
+def test_an_import_killed_anywhere_leaves_what_was_there_and_can_be_repeated(
+    net: Net, home: Path, which: str, seed: int
+) -> None:
+    """F3, without a network."""
+    if which == "delta":
+        offline("bundle", "import", str(net.whole))
+    bundle, after = (net.delta, 1) if which == "delta" else (net.whole, 0)
+    with carried(bundle, seed, "--router", NOWHERE) as process:
+        process.kill()
+    assert command("verify").stdout.endswith("all right\n")
+    held = json.loads(command("ls", "--json").stdout)
+    assert [row["revision"] for row in held] == net.revisions[:after], "what was whole before, and nothing else"
+    offline("bundle", "import", str(bundle))
+    offline("pull", MODEL, "-o", str(home / "out"))
+    assert (home / "out" / "model.safetensors").read_bytes() == net.weights[after]
+    assert command("verify").stdout.endswith("all right\n")
+    assert not list((home / "repository").rglob("*.part"))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_node_killed_while_it_takes_a_bundle_in_serves_what_it_had(net: Net, home: Path, seed: int) -> None:
+    """F1, without a network."""
+    name = f"killed-{seed}"
+    edge, data = net.lab.edge(NOWHERE, node=name, ref_lifetime="0.1"), net.lab.folder / name
+    command("bundle", "import", str(net.whole), "--data", str(data))
+    with carried(net.delta, seed, "--data", str(data)) as process:
+        edge.kill()
+    assert process.returncode not in (0, None)
+    invariants.nothing_wrong_is_kept(data)
+    edge.start()
+    assert served(edge) == net.weights[0]
+    command("bundle", "import", str(net.delta), "--data", str(data))
+    assert served(edge) == net.weights[1]
+    invariants.nothing_wrong_is_kept(data)
 
 
 def test_another_networks_bundle_is_refused(net: Net, home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 import urllib.request
@@ -385,6 +386,13 @@ print(float(abs(tensors["encoder.layer.0.bias"]).sum()))
 """
 
 
+def age(store: Path, days: float) -> None:
+    """All that is in a store is so many days older."""
+    for path in store.rglob("*"):
+        when = path.stat().st_mtime - 86_400 * days
+        os.utime(path, (when, when))
+
+
 def test_a_worse_model_is_held_until_a_person_says(shared_lab: Lab, origin: Service, operator: Operator) -> None:
     model, tensors = publish(shared_lab, "gated")
     script = shared_lab.folder / "gate.py"
@@ -403,9 +411,15 @@ def test_a_worse_model_is_held_until_a_person_says(shared_lab: Lab, origin: Serv
         assert "canary" not in operator.meaning(model)
         refused_close = command("federated", "close", model, "--store", str(shared_lab.store), check=False)
         assert refused_close.returncode == 2 and "--accept" in refused_close.stderr
+        age(shared_lab.store, days=2)
+        for _ in range(2):  # the first one does away with the notes of who published
+            command("gc", "--store", str(shared_lab.store), "--keep", "0", "--grace", "0")
         ended = end(model)
     assert ended.state is State.PUBLISHED
     assert operator.meaning(model)["canary"] == ended.candidates["canary"].revision
+    file = f"{origin.url}/models/{model}/files/canary/model.safetensors"
+    with urllib.request.urlopen(file, timeout=20) as answer:  # no ref meant what was held, and gc has left it
+        assert answer.read()
 
     better: list[Arrays] = [{"encoder.layer.0.bias": 0.1 * bias} for _ in range(3)]
     opened = operator.open(model, named, **options)
