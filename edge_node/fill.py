@@ -599,6 +599,8 @@ class Fills:
     ) -> Fill:
         """Begin a fill of a shard that has none. ``size`` in bytes where it is known; ``wanted_for``: a revision that
         it is of, as ``model@revision``; ``at``: its place in a task or a file, where its size is known."""
+        if not self.upstreams.peers.owners(digest_in(key)):
+            reach = reach.alone  # so that peers who ask the owner join what it has begun for itself
         fill = Fill(self, key, size, reach, background=background, wanted_for=wanted_for, at=at)
         self._under_way[key, reach] = fill
         task = asyncio.create_task(fill.run(), name=f"fill {key[:19]}")

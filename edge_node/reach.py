@@ -28,6 +28,11 @@ class Reach(IntEnum):
         return self in (Reach.PART, Reach.ANYWHERE)
 
     @property
+    def alone(self) -> Reach:
+        """How far it goes where there is no peer to ask, as at the shard's owner: less far, and others may join."""
+        return {Reach.PART: Reach.AS_IS, Reach.ANYWHERE: Reach.ABOVE}.get(self, self)
+
+    @property
     def rebuilds(self) -> bool:
         """Whether it may be made from deltas."""
         return self >= Reach.ABOVE

@@ -33,6 +33,7 @@ from shared import log
 from shared.clock import SystemClock
 from shared.config import load, size
 from shared.errors import ConfigError, RequestError
+from shared.federated import accepts
 from shared.ids import DEFAULT_REF, parse_model, parse_name, parse_ref, parse_ref_or_revision
 from shared.web.command import run_program
 
@@ -104,7 +105,8 @@ def open_command(
         list[str] | None, typer.Option(help="Glob of tensors that take part; again for more. All floats by default.")
     ] = None,
     codec: Annotated[
-        list[str] | None, typer.Option(help="Glob of codecs that are accepted; again for more. All by default.")
+        list[str] | None,
+        typer.Option(help="Glob of codecs to accept; again for more. Those that go with the rule by default."),
     ] = None,
     rule: Annotated[str, typer.Option(help="How updates are made one: trimmed, median, krum or mean.")] = "trimmed",
     weights: Annotated[str, typer.Option(help="equal, or examples: by what sites say they have, capped.")] = "equal",
@@ -145,7 +147,7 @@ def open_command(
         min_sites=min_sites,
         max_bytes=_bytes(max_update) if max_update else int(origin.settings.federated.max_update),
         tensors=tuple(tensors or ()),
-        codecs=tuple(codec or ("*",)),
+        codecs=tuple(codec or ()),
         rule=rule,
         weights=_weights(weights),
         late=late,
@@ -157,6 +159,11 @@ def open_command(
     async def run() -> Round:
         who = await origin.who(asked.model)
         opened = await open_round(origin.records, origin.trust, origin.closing, asked, _now())
+        if coarse := [name for name in asked.codecs if not accepts(asked.suited, name)]:
+            sys.stderr.write(
+                f"warning: {asked.rule} moves far what comes as {', '.join(coarse)}: better --rule krum or mean, or "
+                f"of codecs only {', '.join(asked.suited)}\n"
+            )
         origin.audit.add(
             "round opened", who, model=opened.model, round=opened.number, base=opened.base, sites=list(opened.sites)
         )

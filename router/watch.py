@@ -100,10 +100,10 @@ class Watch:
         return Seen(node, told, share, heard.report, now - heard.at, heard.trouble, *rates)
 
     async def _ask_all(self) -> None:
-        self._asked = self._clock.monotonic()
         await self._reckon_shares()
+        now = self._clock.monotonic()
         members, enrolled = self._registry.snapshot.nodes, self._enrolled()
-        asked = [one.node for one in order(self._seen(node, self._asked) for node in members.values())[:MAX_NODES]]
+        asked = [one.node for one in order(self._seen(node, now) for node in members.values())[:MAX_NODES]]
         away = [name for name in self._heard if name in enrolled and name not in members][:MAX_NODES]
         shown = {*away, *(node.id for node in asked)}
         self._heard = {name: heard for name, heard in self._heard.items() if name in shown}
@@ -111,7 +111,7 @@ class Watch:
             async with asyncio.timeout(ROUND), asyncio.TaskGroup() as group:
                 for node in asked:
                     group.create_task(self._ask(node))
-        self._asked = self._clock.monotonic()
+        self._asked = self._clock.monotonic()  # only now: who looks meanwhile waits for the same answers
 
     async def _reckon_shares(self) -> None:
         """Of rings that are new; in a thread, as it takes a second for ten thousand nodes."""

@@ -6,7 +6,7 @@ It goes through by segments, from files that are mapped to a file, so that a mod
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
@@ -24,9 +24,10 @@ if TYPE_CHECKING:  # it takes long to import, and the command has other words
     from nearshard.federated.values import Floats
 
 Shapes = Mapping[str, tuple[int, ...]]
-DEFAULT: Mapping[str, str] = {"*lora_*": "int4", "*": "sign"}
-"""Codecs by globs of tensors' names, where feedback is kept: of adapters, of all else."""
-ONE_SHOT: Mapping[str, str] = {"*": "step:0.5"}
+DENSE = ("step:0.5", "int4", "int8", "bf16", "fp32")
+DEFAULT: Mapping[str, Sequence[str]] = {"*lora_*": ("int4", *DENSE), "*": ("sign", *DENSE)}
+"""Codecs by globs of tensors' names, where feedback is kept: of adapters, of all else. The first that is accepted."""
+ONE_SHOT: Mapping[str, Sequence[str]] = {"*": DENSE}
 """The same where it is not: what is left out is lost."""
 LEFT, VELOCITY = "left/", "velocity/"
 """Of names in a file of feedback, before those of tensors."""
@@ -70,15 +71,17 @@ class Manner:
 def choose_codecs(manner: Manner, accepted: tuple[str, ...], number: int = 1) -> Mapping[str, str]:
     """Names of codecs by globs of tensors' names, for a site's update of this number. Raises RequestError where it is
     none, or none that the round accepts."""
-    given = {"*": manner.codec} if manner.codec else DEFAULT if manner.feedback else ONE_SHOT
-    chosen = {glob: warm_up(name, number, manner.warm_up) for glob, name in given.items()}
-    for name in chosen.values():
-        codec(name)
-        if not accepts(accepted, name):
+    wanted = {"*": (manner.codec,)} if manner.codec else DEFAULT if manner.feedback else ONE_SHOT
+    chosen = {}
+    for glob, names in wanted.items():
+        names = [warm_up(name, number, manner.warm_up) for name in names]
+        found = next((name for name in names if accepts(accepted, name)), None)
+        if found is None:
             raise RequestError(
-                f"the round does not accept the codec {name}, but {', '.join(accepted)}: name one of these",
+                f"the round does not accept the codec {names[0]}, but {', '.join(accepted)}: name one of these",
                 code="unknown_codec",
             )
+        chosen[glob] = found
     return chosen
 
 

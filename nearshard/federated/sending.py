@@ -165,12 +165,12 @@ class Sender:
         return offset
 
     async def _chunks(self, file: Path, offset: int) -> AsyncIterator[bytes]:
-        """From a byte of a file on, held to the link's policy."""
-        with file.open("rb") as opened:
-            opened.seek(offset)
-            while chunk := await asyncio.to_thread(opened.read, CHUNK):
-                await self._link.take(len(chunk))
-                yield chunk
+        """From a byte of a file on, held to the link's policy. Nothing is left open between two of them: who breaks off
+        leaves this to the garbage collector."""
+        while chunk := await asyncio.to_thread(_read, file, offset):
+            await self._link.take(len(chunk))
+            yield chunk
+            offset += len(chunk)
 
     def _tell(self, offset: int, upload: Upload) -> None:
         if self._progress:
@@ -301,3 +301,10 @@ def _clocks(ahead: object) -> str:
         f"this machine's clock is {by} the origin's, and {MAX_SKEW:.0f} s are allowed: set the one that is wrong, and"
         " submit again; the update is kept"
     )
+
+
+def _read(file: Path, offset: int) -> bytes:
+    """The next chunk (blocking: for a thread)."""
+    with file.open("rb", buffering=0) as opened:
+        opened.seek(offset)
+        return opened.read(CHUNK)

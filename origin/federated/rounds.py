@@ -49,13 +49,19 @@ class Opening:
     min_sites: int
     max_bytes: int
     tensors: tuple[str, ...] = ()
-    codecs: tuple[str, ...] = ("*",)
+    codecs: tuple[str, ...] = ()
+    """Globs of names; none for those that go with the rule."""
     rule: str = "trimmed"
     weights: Literal["equal", "examples"] = "equal"
     late: float = 0.0
     merge: bool = False
     gate: Gate | None = None
     noise: Noise | None = None
+
+    @property
+    def suited(self) -> tuple[str, ...]:
+        """Globs of the codecs that go with the rule. Raises ConfigError."""
+        return parse_rule(self.rule).codecs(len(self.sites))
 
     def check(self) -> None:
         """Raises ConfigError for what contradicts itself."""
@@ -125,7 +131,7 @@ async def open_round(records: Records, trust: TrustStore, closing: Closing, aske
             private=next(iter(meant.values())).private,
             to_ref=asked.to_ref,
             tensors=asked.tensors,
-            codecs=asked.codecs,
+            codecs=asked.codecs or asked.suited,
             rule=asked.rule,
             weights=asked.weights,
             late=asked.late,

@@ -29,6 +29,9 @@ MOST_EXAMPLES = 2.0
 """Times the median of all sites' examples: what a site's own count weighs at most."""
 _RULE = re.compile(r"(trimmed|krum)(?::([1-9][0-9]{0,3}))?|median|mean")
 
+FINE = ("fp32", "bf16", "int8", "int4*", "lowrank:*")
+"""Globs of the codecs that go with any rule."""
+
 
 class TooFewSites(LocalError):
     """Fewer updates than the rule needs to keep what it promises."""
@@ -78,6 +81,17 @@ class Rule:
     def kept(self, sites: int) -> int:
         """Values that are averaged for one element of the result. Raises TooFewSites."""
         return sites - self.f(sites) * (1 if self.name == "krum" else 2)
+
+    def codecs(self, sites: int) -> tuple[str, ...]:
+        """Globs of the codecs that go with it, among so many sites. What leaves values out moves the result towards
+        what the majority sends; where that is two values or mostly zeros, by more than feedback can mend. Raises
+        TooFewSites."""
+        f = self.f(sites)
+        if self.name in ("mean", "krum"):
+            return ("*",)
+        if self.name == "trimmed" and f == 1:
+            return (*FINE, "step:*", "ternary*", "sign*")
+        return (*FINE, "step:0.*", "step:1")
 
 
 def parse_rule(text: str) -> Rule:

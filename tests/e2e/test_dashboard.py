@@ -30,6 +30,7 @@ async def test_nodes_are_asked_seldom_however_many_look(lab: Lab) -> None:
     async with seen(lab, said) as net:
         documents = await asyncio.gather(*(net.network() for _ in range(20)))
         assert [net.asked(node) for node in net.nodes] == [1, 1, 1, 1]
+    assert all(document["total"]["known"] == 2 for document in documents), "who looks meanwhile waits, too"
     document = documents[0]
     today = {region["region"]: region["today"] for region in document["regions"]}
     told = [today["berlin"][name] for name in ("served", "link", "spared", "hit_ratio")]

@@ -18,6 +18,7 @@ import zstandard
 from safetensors.numpy import load_file, save_file
 
 from origin.federated.documents import Gate, Noise, Round
+from origin.federated.rules import parse_rule
 from origin.federated.sites import enrol
 from origin.federated.transitions import State
 from shared.digest import digest_of
@@ -77,7 +78,7 @@ class Table:
     def __init__(self, lab: Lab, operator: Operator) -> None:
         self.model, self.tensors = publish(lab, "table")
         self.sites = sites(40, "t")
-        self.opened = operator.open(self.model, self.sites, min_sites=5)
+        self.opened = operator.open(self.model, self.sites, min_sites=5, codecs=("*",))
         (self.update,) = updates(self.tensors, 1)
         self.body = document(self.update)
         self._next = iter(self.sites)
@@ -520,7 +521,9 @@ def test_the_operators_command(shared_lab: Lab, origin: Service, tmp_path: Path)
     file = sites_file(tmp_path / "sites.toml", named)
     words = ["federated", "open", model, "--sites", str(file), *where]
     assert command(*words, check=False).returncode == 3, "five sites are needed by default, and there are three"
-    opened = Round.model_validate_json(command(*words, "--min-sites", "3", "--to-ref", "next").stdout)
+    done = command(*words, "--min-sites", "3", "--to-ref", "next")
+    opened = Round.model_validate_json(done.stdout)
+    assert opened.codecs == parse_rule("trimmed").codecs(3) and not done.stderr
     again = command(*words, "--min-sites", "3", check=False)
     assert again.returncode == 2 and "is open" in again.stderr
     deliver(origin, opened, named[:2], given[:2])
@@ -528,6 +531,8 @@ def test_the_operators_command(shared_lab: Lab, origin: Service, tmp_path: Path)
     assert shown["state"] == "open" and len(shown["updates"]) == 2
     ended = json.loads(command("federated", "close", model, *where).stdout)
     assert ended["state"] == "expired" and "2 of 3" in ended["reason"]
+    coarse = command(*words, "--min-sites", "3", "--codec", "top:*", "--codec", "int8")
+    assert "trimmed moves far what comes as top:*:" in coarse.stderr
     for wrong in ("[sites.a]\nkey = 1\n", "x", "[other]\n", f'[sites."A b"]\nkey = "{named[0].key.public.hex()}"\n'):
         file.write_text(wrong)
         done = command(*words, check=False)

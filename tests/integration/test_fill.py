@@ -387,6 +387,21 @@ async def test_a_slow_stream_is_helped_by_others(edge: Edge) -> None:
         assert node.cache.peek(key) is Outcome.HIT_DISK
 
 
+async def test_peers_join_what_an_owner_fetches_for_itself(edge: Edge) -> None:
+    """It asks no peer, so nobody waits in a circle; a second fetch would cross the link."""
+    script = Script(acts=[scripted.held_after(1000)])
+    key = shard_key(script.add(LARGE))
+    async with source(script), edge(script) as node:
+        own = asyncio.create_task(node.read(key, size=len(LARGE)))
+        await script.holding.wait()
+        theirs = node.cache.open(key, len(LARGE), Reach.ABOVE)
+        assert len(node.cache.fills) == 1
+        script.release.set()
+        assert await own == b"".join([pread(piece) async for piece in theirs.read(0, len(LARGE))])  # type: ignore[arg-type]
+        theirs.close()
+        await node.settled()
+
+
 async def test_a_source_without_ranges_is_asked_for_the_whole_from_then_on(edge: Edge) -> None:
     script = Script(acts=[scripted.whole_for_a_range])
     key, other = shard_key(script.add(LARGE)), shard_key(script.add(LARGE[::-1]))

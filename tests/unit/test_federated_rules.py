@@ -23,6 +23,8 @@ from origin.federated.rules import (
     weights,
 )
 from shared.errors import ConfigError
+from shared.federated import accepts
+from shared.updates.codecs import codec
 
 Array = npt.NDArray[np.float32]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -169,3 +171,45 @@ def test_hostile_sites_that_a_rule_is_set_for(text: str, sites: int, f: int) -> 
 def test_too_few_sites(text: str, sites: int) -> None:
     with pytest.raises(TooFewSites):
         parse_rule(text).f(sites)
+
+
+@pytest.mark.parametrize(
+    ("text", "sites", "goes", "not_"),
+    [
+        (
+            "trimmed",
+            10,
+            "fp32 bf16 int8 int4 int4:clipped step:0.25 step:0.5 step:1 lowrank:4",
+            "sign ternary top:0.1:sign",
+        ),
+        ("trimmed", 8, "int4 step:2 sign ternary", "top:0.1:sign"),
+        ("trimmed:1", 20, "sign", "top:0.1:int8"),
+        ("median", 3, "int4", "sign top:0.1:sign step:1.5"),
+        ("krum", 10, "sign top:0.1:sign", ""),
+        ("mean", 10, "sign top:0.1:sign ternary", ""),
+    ],
+)
+def test_codecs_that_go_with_a_rule(text: str, sites: int, goes: str, not_: str) -> None:
+    globs = parse_rule(text).codecs(sites)
+    assert all(accepts(globs, name) for name in goes.split())
+    assert not any(accepts(globs, name) for name in not_.split())
+
+
+def test_what_goes_with_trimming_adds_up_over_rounds() -> None:
+    """Sites that keep what their codecs drop: the rounds' results are near the sum of the honest means, or are not."""
+    rng, sites, shape = np.random.default_rng(3), 10, (32, 256)
+    common = rng.standard_normal(shape).astype(np.float32)
+    trains = [common + rng.standard_normal((sites, *shape)).astype(np.float32) for _ in range(20)]
+    honest = sum(train.mean(0, dtype=np.float64) for train in trains)
+
+    def off(name: str) -> float:
+        left, result, used = np.zeros((sites, *shape), np.float32), np.zeros(shape), codec(name)
+        for train in trains:
+            sent = train + left
+            came = np.stack([used.decode(used.encode(one), *shape) for one in sent])
+            left = sent - came
+            result += trimmed_mean(list(came), parse_rule("trimmed").f(sites)).values
+        return float(np.linalg.norm(result - honest) / np.linalg.norm(honest))
+
+    assert off("step:0.5") < 0.05 and off("step:1") < 0.05 and off("int4") < 0.05
+    assert off("sign") > 0.25 and off("top:0.1:sign") > 0.5

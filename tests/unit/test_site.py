@@ -152,6 +152,15 @@ def test_what_was_trained_must_be_the_model(tmp_path: Path) -> None:
         choose_codecs(Manner("sign"), ("int4", "top:*"))
 
 
+def test_the_default_codec_is_the_first_that_the_round_accepts() -> None:
+    adapters = "*lora_*"
+    assert choose_codecs(Manner(), ("*",)) == {adapters: "int4", "*": "sign"}
+    assert choose_codecs(Manner(), ("step:0.*", "int*")) == {adapters: "int4", "*": "step:0.5"}
+    assert choose_codecs(Manner(feedback=False), ("bf16", "top:*")) == {"*": "bf16"}
+    with pytest.raises(RequestError, match="does not accept the codec int4"):
+        choose_codecs(Manner(), ("top:*",))
+
+
 def test_what_codecs_leave_out_is_in_the_next_update(state: State) -> None:
     """Over rounds, what was decoded and what is kept back add up to all that was trained."""
     base, sent, wanted = arrays(0), arrays(0), arrays(0)
