@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 from nearshard import SyncClient
 from nearshard.flower import RoundsStrategy, arrays_of, state_of, submitting
@@ -77,6 +78,7 @@ class Here(Grid):
 
 def main(router: str, sites: str, *names: str) -> None:
     """One round."""
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # as Flower's runtime has it before an app runs
     grid = Here({n: client_app(router, name, Path(sites), 0.01 * n) for n, name in enumerate(names, 1)})
     strategy = RoundsStrategy(SyncClient(router), MODEL, min_nodes=len(names), poll=0.1, timeout=60)
     result = strategy.start(grid, initial_arrays=ArrayRecord(), num_rounds=1, train_config=ConfigRecord({"lr": 0.1}))
