@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
 from nearshard.cli import MODULES, PROGRAMS
@@ -24,6 +25,11 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["origin.app", "edge_node.app", "router.app", *MODULES, *{module for module, _ in PROGRAMS.values()}]
 )
+
+
+def prepare() -> None:
+    """Start what forks, where this thread is: it stays there, and ends with the network namespace that it is in."""
+    forkserver.ensure_running()
 
 
 class Forked:

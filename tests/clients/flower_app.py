@@ -78,7 +78,7 @@ class Here(Grid):
 
 def main(router: str, sites: str, *names: str) -> None:
     """One round."""
-    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # as Flower's runtime has it before an app runs
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1  # as its runtime has it
     grid = Here({n: client_app(router, name, Path(sites), 0.01 * n) for n, name in enumerate(names, 1)})
     strategy = RoundsStrategy(SyncClient(router), MODEL, min_nodes=len(names), poll=0.1, timeout=60)
     result = strategy.start(grid, initial_arrays=ArrayRecord(), num_rounds=1, train_config=ConfigRecord({"lr": 0.1}))

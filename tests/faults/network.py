@@ -262,7 +262,9 @@ async def network(
         ]
         words += ["--data", str(lab.folder / f"router-{number}"), "--ttl", str(ttl), "--default-region", "north"]
         words += ["--host", hub.host, "--insecure", "--trust-root", str(lab.trust_root)]
-        return lab.service(*program("router"), *words, name=f"router-{number}", url=urls[f"router-{number}"])
+        return lab.service(
+            *program("router"), *words, name=f"router-{number}", url=urls[f"router-{number}"], within=hub.within
+        )
 
     def edge(name: str) -> Service:
         words = [f"--router={urls[f'router-{number}']}" for number in tells(name)]
@@ -274,7 +276,7 @@ async def network(
 
     def origin() -> Service:
         words = ["--store", str(lab.store), "--host", hub.host, "--insecure"]
-        return lab.service(*program("origin"), *words, name="origin", url=urls["origin"])
+        return lab.service(*program("origin"), *words, name="origin", url=urls["origin"], within=hub.within)
 
     net.origin, *others = await asyncio.gather(
         asyncio.to_thread(origin),

@@ -23,6 +23,7 @@ from edge_node.peers import HOP
 from loadtests.wan import DEVICE, Link, Unavailable
 from nearshard import Client
 from shared.web.session import FIRST_BYTE
+from tests import forked
 from tests.faults.client import until
 from tests.faults.line import forwarder
 from tests.faults.network import EDGES, Net, Place, known, network, now
@@ -92,7 +93,7 @@ class CutLink(Cut):
 
     def __init__(self, link: Link) -> None:
         self._netns = link.site([])[-1]
-        self.hub = Place(link.hub_address)
+        self.hub = Place(link.hub_address, tuple(link.hub([])))
         self.places = {"south": Place(link.site_address, tuple(link.site([])))}
 
     def cut(self, net: Net) -> None:
@@ -126,6 +127,7 @@ def partition(request: pytest.FixtureRequest) -> Iterator[Cut]:
             link = stack.enter_context(Link(rtt_ms=10, mbit=200))
         except Unavailable as error:
             pytest.skip(str(error))
+        forked.prepare()
         stack.enter_context(in_namespace(link.hub([])[-1]))
         yield CutLink(link)
 
