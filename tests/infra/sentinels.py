@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from router.redis_client import parse_redis_url
@@ -110,6 +111,7 @@ def run(pods: Pods) -> None:
             pods.start(pod, role)
     wait_until(lambda: _is(pods, {"redis-0"}), "the first to be the master", 30)
     wait_until(lambda: all(_knows_all(pods, pod) for pod in PODS), "the Sentinels to know each other", 30)
+    wait_until(lambda: all(_could_choose(pods, pod) for pod in PODS), "replicas that may become the master", 30)
     pods.kill("redis-0")
     wait_until(lambda: _is(pods, {"redis-1", "redis-2"}), "another one to be the master", 40)
     for role in ("server", "sentinel"):
@@ -126,10 +128,19 @@ def _is(pods: Pods, wanted: set[str]) -> bool:
 
 
 def _knows_all(pods: Pods, pod: str) -> bool:
+    return _sentinel(pods, pod, "ckquorum").startswith("OK 3 usable")
+
+
+def _could_choose(pods: Pods, pod: str) -> bool:
+    """Whether a Sentinel has heard of both that they are in step: one that never was is not chosen."""
+    told = _sentinel(pods, pod, "replicas").splitlines()
+    return [value for name, value in pairwise(told) if name == "master-link-status"] == ["ok", "ok"]
+
+
+def _sentinel(pods: Pods, pod: str, asked: str) -> str:
+    """What a Sentinel answers."""
     words = ["redis-cli", "--tls", "--cacert", str(pods.etc / "ca.pem"), "-h", f"{pod}.{DOMAIN}", "-p", "26379"]
-    words += ["sentinel", "ckquorum", "nearshard"]
-    found = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-    return found.startswith("OK 3 usable")
+    return subprocess.run([*words, "sentinel", asked, "nearshard"], capture_output=True, text=True, check=False).stdout
 
 
 def _log(pods: Pods, pod: str) -> str:
