@@ -55,20 +55,22 @@ class Person:
 
     def ask(self, path: str, wanted: bytes) -> Asked:
         """Make one request."""
-        buffer, got, cache, error = memoryview(bytearray(len(wanted) + 1)), 0, "", ""
+        body, got, cache, error = bytearray(len(wanted) + 1), 0, "", ""
         begun = time.monotonic()
         try:
             self._connection.request("GET", path, headers={"Accept-Encoding": "identity"})
             answer = self._connection.getresponse()
             cache = answer.getheader("Cache-Status") or answer.getheader("X-Cache-Status") or ""
-            while got < len(buffer) and (size := answer.readinto(buffer[got:])):
-                got += size
+            with memoryview(body) as buffer:
+                while got < len(buffer) and (size := answer.readinto(buffer[got:])):
+                    got += size
             error = "" if answer.status == 200 else f"status {answer.status}"
         except (OSError, HTTPException) as failure:
             self._connection.close()
             error = type(failure).__name__
         seconds = time.monotonic() - begun
-        if not error and buffer[:got] != wanted:
+        del body[got:]
+        if not error and body != wanted:  # not as memoryviews: 50 ms for 10 MB, in which no other person is served
             error = "other bytes than were published"
         return Asked(path, begun, seconds, got, cache, error)
 
