@@ -3,6 +3,8 @@
 The origin is in the hub's namespace of a ``loadtests.wan.Link``, everything else in the site's:
 
 * **edge**: curl asks an edge node beside it, which has an empty cache and fills from the origin;
+* **edge, weights**: the same, of a file with as many bytes that are numbers distributed as weights are, in bf16: those
+  go compressed over the link, while the others' is random and cannot be. To aria2 and curl they are bytes like others;
 * **aria2**: ``aria2c -x16 -s16 -k1M`` straight from the origin, 16 connections for 16 ranges;
 * **curl**: curl straight from the origin, one connection.
 
@@ -34,7 +36,7 @@ from statistics import median
 from rich.table import Table
 
 from loadtests import wan
-from loadtests.bodies import SHARD, Body, make_file, sha256
+from loadtests.bodies import SHARD, Body, make_file, make_weights, sha256
 from loadtests.report import console, note, processor, runtime, version
 from loadtests.services import (
     BenchmarkError,
@@ -52,7 +54,7 @@ from loadtests.wan import Link
 from shared.ids import parse_task_id
 from shared.paths import file_path, task_path
 
-MODEL = "bench/cold"
+RANDOM, WEIGHTS = "bench/random", "bench/weights"
 FILE = "model.safetensors"
 SEED = 20
 PAYLOAD = (wan.MTU - 52) / wan.MTU
@@ -112,29 +114,29 @@ class Result:
         return next(series for series in self.series if series.contender == contender)
 
 
-# The contenders: each gives the command that downloads to ``target``, and keeps ready what that needs
+# The contenders: each gives the command that downloads a model to ``target``, and keeps ready what that needs
 
 
 @contextmanager
-def by_edge(link: Link, origin: Service, target: Path) -> Iterator[list[str]]:
+def by_edge(link: Link, origin: Service, model: str, target: Path) -> Iterator[list[str]]:
     """Through an edge node that has nothing yet."""
     flags = ["--origin", origin.url, "--data", str(target.with_name("cache")), "--congestion", link.congestion]
     with service("edge_node", target.parent, *flags, inside=link.site) as edge:
-        yield curl(edge.url + task_path(parse_task_id(MODEL)), target)
+        yield curl(edge.url + task_path(parse_task_id(model)), target)
 
 
 @contextmanager
-def by_aria2(link: Link, origin: Service, target: Path) -> Iterator[list[str]]:
+def by_aria2(link: Link, origin: Service, model: str, target: Path) -> Iterator[list[str]]:
     """aria2c, with as many connections as it has for one server, and its smallest pieces."""
     flags = ["--no-conf", "--quiet", "--file-allocation=none", f"--dir={target.parent}", f"--out={target.name}"]
     flags.append("--header=Accept: */*")  # the file itself, not its metalink
-    yield ["aria2c", "-x16", "-s16", "-k1M", *flags, origin.url + file_path(MODEL, "main", FILE)]
+    yield ["aria2c", "-x16", "-s16", "-k1M", *flags, origin.url + file_path(model, "main", FILE)]
 
 
 @contextmanager
-def by_curl(link: Link, origin: Service, target: Path) -> Iterator[list[str]]:
+def by_curl(link: Link, origin: Service, model: str, target: Path) -> Iterator[list[str]]:
     """curl."""
-    yield curl(origin.url + file_path(MODEL, "main", FILE), target)
+    yield curl(origin.url + file_path(model, "main", FILE), target)
 
 
 def curl(url: str, target: Path, *flags: str) -> list[str]:
@@ -142,8 +144,14 @@ def curl(url: str, target: Path, *flags: str) -> list[str]:
     return ["curl", "--disable", "--silent", "--show-error", "--fail", *flags, "--output", str(target), url]
 
 
-Contender = Callable[[Link, Service, Path], AbstractContextManager[list[str]]]
-CONTENDERS: Mapping[str, Contender] = {"edge": by_edge, "aria2": by_aria2, "curl": by_curl}
+Contender = Callable[[Link, Service, str, Path], AbstractContextManager[list[str]]]
+CONTENDERS: Mapping[str, tuple[Contender, str]] = {
+    "edge": (by_edge, RANDOM),
+    "edge, weights": (by_edge, WEIGHTS),
+    "aria2": (by_aria2, RANDOM),
+    "curl": (by_curl, RANDOM),
+}
+"""And what each downloads."""
 
 
 # The run
@@ -152,9 +160,16 @@ CONTENDERS: Mapping[str, Contender] = {"edge": by_edge, "aria2": by_aria2, "curl
 def measure(directory: Path, options: argparse.Namespace) -> tuple[list[Result], dict[str, str]]:
     """The whole benchmark, and where it ran."""
     store = str(directory / "store")
-    (directory / "model").mkdir()
-    body = make_file(directory / "model" / FILE, options.size << 20, SEED)
-    publish(directory / "model", MODEL, store)
+    folders = {model: directory / model for model in (RANDOM, WEIGHTS)}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    size = options.size << 20
+    bodies = {
+        RANDOM: make_file(folders[RANDOM] / FILE, size, SEED),
+        WEIGHTS: make_weights(folders[WEIGHTS] / FILE, size // SHARD - 1, SEED, count=SHARD // 2),
+    }
+    for model, folder in folders.items():
+        publish(folder, model, store)
     results: list[Result] = []
     where: dict[str, str] = {}
     for congestion in options.congestion:
@@ -164,8 +179,8 @@ def measure(directory: Path, options: argparse.Namespace) -> tuple[list[Result],
                 tempfile.TemporaryDirectory(dir=directory) as place,
                 origin_of(link, Path(place), store) as origin,
             ):
-                where = where or surroundings(origin, options, body)
-                results.append(compare(link, origin, body, directory, options))
+                where = where or surroundings(origin, options, bodies[RANDOM])
+                results.append(compare(link, origin, bodies, directory, options))
     return results, where
 
 
@@ -175,14 +190,20 @@ def origin_of(link: Link, directory: Path, store: str) -> AbstractContextManager
     return service("origin", directory, *flags, inside=link.hub)
 
 
-def compare(link: Link, origin: Service, body: Body, directory: Path, options: argparse.Namespace) -> Result:
+def compare(
+    link: Link, origin: Service, bodies: Mapping[str, Body], directory: Path, options: argparse.Namespace
+) -> Result:
     """All contenders over one link."""
     result = Result(link.congestion, link.loss, round_trip(link, origin), [Series(name) for name in CONTENDERS])
     for number in range(options.rounds):
         turn = number % len(result.series)
         for series in [*result.series[turn:], *result.series[:turn]]:
-            with tempfile.TemporaryDirectory(dir=directory) as place:
-                sample = download(link, origin, CONTENDERS[series.contender], body, Path(place), options.limit)
+            contender, model = CONTENDERS[series.contender]
+            with (
+                tempfile.TemporaryDirectory(dir=directory) as place,
+                contender(link, origin, model, Path(place) / "body") as command,
+            ):
+                sample = download(link, command, bodies[model], Path(place), options.limit, whole=model == RANDOM)
             series.samples.append(sample)
             note(
                 f"{link.congestion}, loss {link.loss:.1%}, round {number + 1} of {options.rounds}: {series.contender} "
@@ -198,22 +219,22 @@ def round_trip(link: Link, origin: Service) -> float:
     return median(float(done.stdout) for done in said)
 
 
-def download(link: Link, origin: Service, contender: Contender, body: Body, directory: Path, limit: float) -> Sample:
-    """One sample. Raises BenchmarkError where the download fails, is wrong, or was not cold."""
+def download(link: Link, command: Sequence[str], body: Body, directory: Path, limit: float, *, whole: bool) -> Sample:
+    """One sample. ``whole``: no byte of the body can be spared. Raises BenchmarkError where the download fails, is
+    wrong, or was not cold."""
     target, log = directory / "body", directory / "log"
     relax()
-    before = crossed(link)
-    with contender(link, origin, target) as command:
-        busy, started = busy_seconds(), time.monotonic()
-        with running(link.site(command), log) as process:
-            stopped = not ended(process, limit)
-            seconds, busy = time.monotonic() - started, busy_seconds() - busy
-            strained = short_of_memory()
-            got = min(body.size, round((crossed(link)[0] - before[0]) * PAYLOAD)) if stopped else body.size
+    before = settled(link)
+    busy, started = busy_seconds(), time.monotonic()
+    with running(link.site(command), log) as process:
+        stopped = not ended(process, limit)
+        seconds, busy = time.monotonic() - started, busy_seconds() - busy
+        strained = short_of_memory()
+        got = min(body.size, round((crossed(link)[0] - before[0]) * PAYLOAD)) if stopped else body.size
     down, up = (now - then for now, then in zip(settled(link), before, strict=True))
     if not stopped and (process.returncode or sha256(target) != body.sha256):
         raise BenchmarkError(f"{command[0]} did not get what was published: {log.read_text(errors='replace')[-2000:]}")
-    if not stopped and down < body.size:
+    if not stopped and down < (body.size if whole else body.size // 2):
         raise BenchmarkError(f"{command[0]} got {body.size} bytes, and only {down} crossed the link")
     return Sample(seconds, got, stopped, down, up, busy / seconds, strained)
 
@@ -283,10 +304,12 @@ def show(results: Iterable[Result], options: argparse.Namespace, where: Mapping[
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
         link = [f"{result.congestion}, loss {result.loss:.1%}", f"connects in {result.round_trip * 1e3:.1f} ms", ""]
-        for title, series in zip(link, result.series, strict=True):
+        for title, series in zip([*link, ""], result.series, strict=True):
             ratios = [f"{series.median('rate') / result.of(other).median('rate'):.2f}" for other in ("aria2", "curl")]
             share = f"{series.median('rate') / options.mbit / 1e6:.1%}"
-            table.add_row(title, series.contender, *figures(series, share, ratios), end_section=title == "")
+            table.add_row(
+                title, series.contender, *figures(series, share, ratios), end_section=series is result.series[-1]
+            )
     output = console()
     output.print(table)
     output.print(

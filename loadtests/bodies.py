@@ -17,7 +17,7 @@ SHARD = 8 << 20
 
 FILE = "model.safetensors"
 WEIGHTS = 1 << 19
-"""Numbers in a tensor of ``make_weights``."""
+"""Numbers in a tensor of ``make_weights``, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ def make_file(path: Path, size: int, seed: int) -> Body:
     return Body(path.stat().st_size, sha256(path))
 
 
-def make_weights(path: Path, layers: int, seed: int, *, tuned: Collection[int] = ()) -> None:
-    """A safetensors file of a transformer's shape: an embedding and ``layers`` layers, a tensor of 1 MiB each, in bf16.
+def make_weights(path: Path, layers: int, seed: int, *, tuned: Collection[int] = (), count: int = WEIGHTS) -> Body:
+    """A safetensors file of a transformer's shape: an embedding and ``layers`` layers, a tensor of ``count`` numbers
+    each, in bf16: 1 MiB.
 
     The weights are normal, so they compress as trained ones do. Layers in ``tuned`` differ from those of the same
     ``seed`` without it as after some steps of fine-tuning: each weight by a thousandth of their spread.
@@ -49,14 +50,15 @@ def make_weights(path: Path, layers: int, seed: int, *, tuned: Collection[int] =
 
     rng, tuning = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     names = ["embeddings.weight", *(f"encoder.layer.{number}.weight" for number in range(layers))]
-    entries = [(name, TensorEntry("", "BF16", (WEIGHTS // 1024, 1024), 0, 2 * WEIGHTS)) for name in names]
+    entries = [(name, TensorEntry("", "BF16", (count // 1024, 1024), 0, 2 * count)) for name in names]
     with path.open("wb") as file:
         file.write(make_header(entries, {}))
         for number in range(-1, layers):
-            weights = rng.standard_normal(WEIGHTS, dtype=np.float32) * np.float32(0.02)
+            weights = rng.standard_normal(count, dtype=np.float32) * np.float32(0.02)
             if number in tuned:
-                weights += tuning.standard_normal(WEIGHTS, dtype=np.float32) * np.float32(0.02e-3)
+                weights += tuning.standard_normal(count, dtype=np.float32) * np.float32(0.02e-3)
             file.write((weights.view(np.uint32) >> 16).astype("<u2").tobytes())
+    return Body(path.stat().st_size, sha256(path))
 
 
 def make_model(folder: Path, tasks: Mapping[str, int], *, layers: int, seed: int, tuned: Collection[int] = ()) -> None:
