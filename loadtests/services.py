@@ -169,10 +169,19 @@ def cpu_seconds(pid: int) -> float:
 
 def busy_seconds() -> float:
     """Processor time that the whole machine has spent so far, time taken by its host too."""
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
-        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    )
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    user, nice, system, _idle, _iowait, irq, softirq, steal = _processor_times()
+    return user + nice + system + irq + softirq + steal
+
+
+def stolen_seconds() -> float:
+    """Processor time that the machine's host has taken for others so far, while there was work here."""
+    return _processor_times()[7]
+
+
+def _processor_times() -> list[float]:
+    """Seconds, by the columns of ``/proc/stat`` (proc(5))."""
+    ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    return [int(count) / os.sysconf("SC_CLK_TCK") for count in ticks]
 
 
 def _stop(process: Process) -> None:
