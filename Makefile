@@ -81,7 +81,7 @@ bench-clients: setup
 	scripts/need iproute2 aria2 curl
 	$(BIN)/python -m loadtests.bench_clients
 
-# Some 9 minutes; ARGS=--quick is under 3. Without root over proxies that delay, and it says so.
+# Some 11 minutes; ARGS=--quick is under 4. Without root over proxies that delay, and it says so.
 bench-regions: setup
 	scripts/need iproute2 nginx
 	$(BIN)/python -m loadtests.bench_regions $(ARGS)

@@ -178,7 +178,7 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sites", type=int, default=10)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of each update, decoded")
     parser.add_argument("--codecs", nargs="+", default=["sign", "int4"])
-    parser.add_argument("--rules", nargs="+", default=["trimmed", "trimmed:1", "median", "mean"])
+    parser.add_argument("--rules", nargs="+", default=["nnm", "trimmed", "mean"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)

@@ -73,13 +73,13 @@ def plans() -> dict[str, Plan]:
         "top-1": Plan(
             Arm("all weights, top 1.5 % sign, momentum", SPARSE, HEAD, momentum=0.5), "whole", saved=99.5, loss=0.5
         ),
-        "whole-trimmed": Plan(Arm("all weights, fp32, trimmed mean", rule="trimmed"), "whole"),
+        "sign-nnm": Plan(Arm("all weights, sign, default rule", ["sign"], HEAD, rule="nnm"), "whole"),
         "adapters": Plan(Arm("adapters, fp32"), "whole", lora=True),
         "adapters-int4": Plan(Arm("adapters, int4", ["int4"]), "adapters", lora=True, saved=99.6, loss=0.0),
     }
     for hostile in (0, 1, 3):
         for attack in ATTACKS if hostile else [""]:
-            for rule in RULES if hostile == 3 else [*RULES][:2]:
+            for rule in [rule for rule in RULES if hostile != 1 or ":" not in rule]:
                 arm = Arm(attack, ["int4"], rule=rule, clip=rule != "mean", attack=attack, hostile=hostile)
                 name = f"{attack.replace(' ', '-') or 'clean'}-{hostile}-{rule}"
                 found[name] = Plan(arm, lora=True, short=True)
@@ -89,9 +89,10 @@ def plans() -> dict[str, Plan]:
 HEAD = {"classifier.*": "int8"}
 """The head learns most, and is few bytes."""
 RULES = {
-    "trimmed": "default: clipped, trimmed mean",
+    "nnm": "default: clipped, neighbours mixed",
     "mean": "plain mean",
-    "trimmed:3": "trimmed mean for 3",
+    "trimmed": "clipped, trimmed mean",
+    "trimmed:3": "the same, for 3",
 }
 """What hostile sites meet. The plain mean clips nothing."""
 SPARSE = [warm_up("top:0.015:sign", number, 5, 0.04) for number in range(1, 7)]

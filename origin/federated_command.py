@@ -23,6 +23,7 @@ from origin.federated.closing import Closing
 from origin.federated.documents import Gate, Noise, Round
 from origin.federated.records import Records, Seal
 from origin.federated.rounds import Opening, open_round
+from origin.federated.rules import Rule
 from origin.federated.transitions import State
 from origin.keyring import Keyring, keys_beside, load_ring
 from origin.publish_command import Ca, Json, Keys, Routers, Store, tell_routers
@@ -108,7 +109,9 @@ def open_command(
         list[str] | None,
         typer.Option(help="Glob of codecs to accept; again for more. Those that go with the rule by default."),
     ] = None,
-    rule: Annotated[str, typer.Option(help="How updates are made one: trimmed, median, krum or mean.")] = "trimmed",
+    rule: Annotated[
+        str, typer.Option(help="How updates are made one: nnm, trimmed (with --noise), krum, median or mean.")
+    ] = "",
     weights: Annotated[str, typer.Option(help="equal, or examples: by what sites say they have, capped.")] = "equal",
     late: Annotated[
         float, typer.Option(help="Take updates for earlier rounds, with this factor of weight for each round of age.")
@@ -148,7 +151,7 @@ def open_command(
         max_bytes=_bytes(max_update) if max_update else int(origin.settings.federated.max_update),
         tensors=tuple(tensors or ()),
         codecs=tuple(codec or ()),
-        rule=rule,
+        rule=rule or str(Rule("trimmed") if noise else Rule()),
         weights=_weights(weights),
         late=late,
         merge=merge,
@@ -161,7 +164,7 @@ def open_command(
         opened = await open_round(origin.records, origin.trust, origin.closing, asked, _now())
         if coarse := [name for name in asked.codecs if not accepts(asked.suited, name)]:
             sys.stderr.write(
-                f"warning: {asked.rule} moves far what comes as {', '.join(coarse)}: better --rule krum or mean, or "
+                f"warning: {asked.rule} moves far what comes as {', '.join(coarse)}: better --rule nnm or mean, or "
                 f"of codecs only {', '.join(asked.suited)}\n"
             )
         origin.audit.add(

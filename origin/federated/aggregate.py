@@ -75,7 +75,7 @@ class SiteStatistics:
     """L2, of the clipped update to the result."""
     trimmed: float
     """The share of its elements that the rule left out: beyond the range of those that were averaged, measured on a
-    sample of the elements. For krum 1 or 0."""
+    sample of the elements. For krum 1 or 0; for nnm the share of the sites whose neighbour it is not."""
 
 
 class Block(NamedTuple):
@@ -173,6 +173,7 @@ class Aggregation:
         self._square, self._sampled = 0.0, 0
         self._distances: list[float] | None = None
         self._chosen = self._sites
+        self._near: Sequence[Sequence[int]] = ()
 
     def __iter__(self) -> Iterator[Block]:
         """The blocks. Raises what reading the updates does, and NonFinite where the result is not finite, as sums of
@@ -182,6 +183,8 @@ class Aggregation:
             site.inner, site.outside = 0.0, 0
         if self.rule.name == "krum":
             self._choose()
+        elif self.rule.name == "nnm":
+            self._near = rules.neighbours(_squares(self._inner_products()), self.f)
         combine = self._combiner()
         for place, (values, seen) in self._each(lambda place: self._block(place, combine)):
             self._note(seen)
@@ -193,13 +196,17 @@ class Aggregation:
             _distance((site.scale * site.given.norm) ** 2, site.inner, self._square) for site in self._sites
         ]
         return tuple(
-            SiteStatistics(site.given.site, site.share, site.given.norm, site.scale, distance, self._left_out(site))
-            for site, distance in zip(self._sites, distances, strict=True)
+            SiteStatistics(
+                site.given.site, site.share, site.given.norm, site.scale, distance, self._left_out(number, site)
+            )
+            for number, (site, distance) in enumerate(zip(self._sites, distances, strict=True))
         )
 
-    def _left_out(self, site: _Site) -> float:
+    def _left_out(self, number: int, site: _Site) -> float:
         if self.rule.name == "krum":
             return float(not any(site is chosen for chosen in self._chosen))
+        if self._near:
+            return sum(number not in near for near in self._near) / len(self._sites)
         return site.outside / self._sampled if self._sampled else 0.0
 
     # Segments
@@ -265,6 +272,8 @@ class Aggregation:
         shares = [site.share / whole for site in sites]
         if self.rule.name in ("mean", "krum"):
             return lambda values: rules.mean(values, shares)
+        if self.rule.name == "nnm":
+            return lambda values: rules.mixed_mean(values, self.f, self._near, shares)
         equal = self.rule.name == "median" or len(set(shares)) == 1
         return lambda values: rules.trimmed_mean(values, self.f, None if equal else shares)
 
@@ -291,10 +300,24 @@ class Aggregation:
             site.inner += inner
             site.outside += outside
 
-    # multi-Krum
+    # What depends on how far updates are from one another
 
     def _choose(self) -> None:
-        """The sites that are averaged, from the inner products of all. Reads everything once more."""
+        """The sites that multi-Krum averages."""
+        import numpy as np
+
+        products = self._inner_products()
+        chosen = rules.krum(_squares(products), self.f)
+        shares = np.zeros(len(self._sites))
+        shares[chosen] = [self._sites[number].share for number in chosen]
+        shares /= shares.sum()
+        inner = products @ shares
+        own = np.diag(products)
+        self._distances = [_distance(a, b, float(shares @ inner)) for a, b in zip(own, inner, strict=True)]
+        self._chosen = [self._sites[number] for number in chosen]
+
+    def _inner_products(self) -> Matrix:
+        """Of each two clipped updates. Reads everything once more."""
         import numpy as np
 
         self._chosen = self._sites
@@ -302,15 +325,7 @@ class Aggregation:
         for _, found in self._each(self._products):
             products += found
         scales = np.array([site.scale for site in self._sites])
-        products *= np.outer(scales, scales)
-        own = np.diag(products)
-        chosen = rules.krum(np.maximum(0.0, own[:, None] + own[None, :] - 2 * products), self.f)
-        shares = np.zeros(len(self._sites))
-        shares[chosen] = [self._sites[number].share for number in chosen]
-        shares /= shares.sum()
-        inner = products @ shares
-        self._distances = [_distance(a, b, float(shares @ inner)) for a, b in zip(own, inner, strict=True)]
-        self._chosen = [self._sites[number] for number in chosen]
+        return products * np.outer(scales, scales)
 
     def _products(self, place: _Place) -> Matrix:
         import numpy as np
@@ -326,6 +341,15 @@ def _places(tensors: Mapping[str, Shape]) -> Iterator[_Place]:
     for name, shape in tensors.items():
         for number, segment in enumerate(segments(shape)):
             yield _Place(name, number, segment)
+
+
+def _squares(products: Matrix) -> Matrix:
+    """Of the distances between each two vectors, by their inner products."""
+    import numpy as np
+
+    own = np.diag(products)
+    squares: Matrix = np.maximum(0.0, own[:, None] + own[None, :] - 2 * products)
+    return squares
 
 
 def _scaled(values: Floats, scale: float) -> Floats:

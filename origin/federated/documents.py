@@ -108,7 +108,7 @@ class Round(Record):
     to_ref: str
     tensors: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ("*",)
-    rule: str = "trimmed"
+    rule: str
     weights: Literal["equal", "examples"] = "equal"
     late: float = 0.0
     min_sites: int

@@ -53,15 +53,15 @@ class Noise:
 
 def sensitivity(rule: Rule, sites: int, clip: float) -> float:
     """The L2 distance by which one site can move the result, whatever it sends in place of anything else, where all
-    weights are equal and no update has a norm above ``clip``. Raises TooFewSites; ConfigError for krum.
+    weights are equal and no update has a norm above ``clip``. Raises TooFewSites; ConfigError for krum and nnm.
 
     What a mean over ``k`` values makes of one that moves by ``d`` is at most ``d / k``; this holds too where the others
     are left out for being the largest and smallest, since the sum of those in the middle never moves further than the
-    value does. Two updates are ``2 clip`` apart at most. Krum's choice can turn over as a whole, so noise that
-    hides one site would hide the result.
+    value does. Two updates are ``2 clip`` apart at most. What krum and nnm choose by distance can turn over as a
+    whole, so noise that hides one site would hide the result.
     """
-    if rule.name == "krum":
-        raise ConfigError("noise goes with trimmed, median and mean: one site can turn over all that krum chose")
+    if rule.name in ("krum", "nnm"):
+        raise ConfigError(f"noise goes with trimmed, median and mean: one site can turn over all that {rule} chose")
     return 2 * clip / rule.kept(sites)
 
 

@@ -19,7 +19,7 @@ from origin.federated.intake import Intake
 from origin.federated.privacy import Noise as Protection
 from origin.federated.privacy import check_installed
 from origin.federated.records import Records
-from origin.federated.rules import TooFewSites, parse_rule
+from origin.federated.rules import Rule, TooFewSites, parse_rule
 from origin.federated.sites import enrol
 from origin.federated.transitions import FINAL, State
 from origin.trust_store import TrustStore
@@ -51,7 +51,7 @@ class Opening:
     tensors: tuple[str, ...] = ()
     codecs: tuple[str, ...] = ()
     """Globs of names; none for those that go with the rule."""
-    rule: str = "trimmed"
+    rule: str = str(Rule())
     weights: Literal["equal", "examples"] = "equal"
     late: float = 0.0
     merge: bool = False

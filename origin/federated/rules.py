@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
 from shared.errors import ConfigError, LocalError
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     Floats: TypeAlias = npt.NDArray[np.float32]
     Matrix: TypeAlias = npt.NDArray[np.float64]
 
-RuleName = Literal["trimmed", "median", "krum", "mean"]
+RuleName = Literal["nnm", "trimmed", "median", "krum", "mean"]
 MOST_EXAMPLES = 2.0
 """Times the median of all sites' examples: what a site's own count weighs at most."""
-_RULE = re.compile(r"(trimmed|krum)(?::([1-9][0-9]{0,3}))?|median|mean")
+_RULE = re.compile(r"(nnm|trimmed|krum)(?::([1-9][0-9]{0,3}))?|median|mean")
 
 FINE = ("fp32", "bf16", "int8", "int4*", "lowrank:*")
 """Globs of the codecs that go with any rule."""
@@ -42,6 +42,12 @@ class TooFewSites(LocalError):
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One of the rules, and how many hostile sites it is set for (None: by the number of sites).
+
+    ``nnm`` (nearest-neighbour mixing, Allouah et al. 2023): in place of each update the mean of the ``n - f`` that are
+    nearest to it, itself among them; of these means the trimmed mean. Sites whose data differ much are near to one
+    another then, and what few of them know is left out no more. Where ``D`` is the largest distance between two honest
+    updates, the mean in place of an honest one is no further from it than ``D``, and every element of the result lies
+    between the smallest and the largest value of those means.
 
     ``trimmed``: of each element, the f largest and the f smallest values are left out, and the rest averaged. Every
     element of the result lies between the smallest and the largest value of the honest sites, whatever the weights;
@@ -58,7 +64,7 @@ class Rule:
     at most ``q`` times the clip norm of the result.
     """
 
-    name: RuleName = "trimmed"
+    name: RuleName = "nnm"
     hostile: int | None = None
 
     def __str__(self) -> str:
@@ -72,14 +78,14 @@ class Rule:
             return 0
         if self.name == "median":
             return (sites - 1) // 2
-        f = max(1, (sites - 1) // 4) if self.hostile is None else self.hostile
+        f = max(1, (sites - 1) // (3 if self.name == "nnm" else 4)) if self.hostile is None else self.hostile
         least = 2 * f + (3 if self.name == "krum" else 1)
         if sites < least:
             raise TooFewSites(f"{self.name} against {f} hostile sites needs {least} updates, there are {sites}")
         return f
 
     def kept(self, sites: int) -> int:
-        """Values that are averaged for one element of the result. Raises TooFewSites."""
+        """Values that are averaged for one element of the result, of those that come to that. Raises TooFewSites."""
         return sites - self.f(sites) * (1 if self.name == "krum" else 2)
 
     def codecs(self, sites: int) -> tuple[str, ...]:
@@ -87,7 +93,7 @@ class Rule:
         what the majority sends; where that is two values or mostly zeros, by more than feedback can mend. Raises
         TooFewSites."""
         f = self.f(sites)
-        if self.name in ("mean", "krum"):
+        if self.name in ("mean", "krum", "nnm"):
             return ("*",)
         if self.name == "trimmed" and f == 1:
             return (*FINE, "step:*", "ternary*", "sign*")
@@ -95,13 +101,17 @@ class Rule:
 
 
 def parse_rule(text: str) -> Rule:
-    """``trimmed``, ``trimmed:2``, ``median``, ``krum``, ``krum:2``, ``mean``. Raises ConfigError."""
+    """``nnm``, ``nnm:2``, ``trimmed``, ``trimmed:2``, ``krum``, ``krum:2``, ``median``, ``mean``.
+
+    Raises ConfigError.
+    """
     match = _RULE.fullmatch(text)
     if match is None:
-        raise ConfigError(f"{text!r} is no rule: trimmed, trimmed:F, median, krum, krum:F or mean (F hostile sites)")
-    if match[1] is None:
-        return Rule("median" if text == "median" else "mean")
-    return Rule("krum" if match[1] == "krum" else "trimmed", int(match[2]) if match[2] else None)
+        raise ConfigError(
+            f"{text!r} is no rule: nnm, trimmed, krum, any of them with :F (hostile sites), median or mean"
+        )
+    name, _, hostile = text.partition(":")
+    return Rule(cast("RuleName", name), int(hostile) if hostile else None)
 
 
 # Before the rule
@@ -193,6 +203,27 @@ def krum(squares: Matrix, f: int) -> list[int]:
     others = np.sort(squares + np.diag(np.full(sites, np.inf)), axis=1)
     scores = others[:, : sites - f - 2].sum(axis=1)
     return sorted(np.argsort(scores, kind="stable")[: sites - f].tolist())
+
+
+def neighbours(squares: Matrix, f: int) -> list[list[int]]:
+    """Which updates nearest-neighbour mixing averages in place of each, given the squares of the distances between each
+    two of them: itself, and of equally near ones the first."""
+    import numpy as np
+
+    sites = len(squares)
+    nearest = np.argsort(squares - np.diag(np.full(sites, np.inf)), axis=1, kind="stable")
+    return np.sort(nearest[:, : sites - f], axis=1).tolist()  # type: ignore[no-any-return]
+
+
+def mixed_mean(values: Sequence[Floats], f: int, near: Sequence[Sequence[int]], shares: Sequence[float]) -> Combined:
+    """The trimmed mean of the means, by share, of what is ``near`` each (``neighbours``)."""
+    import numpy as np
+
+    by_share = [array * np.float32(share) for array, share in zip(values, shares, strict=True)]
+    mixed = [
+        total([by_share[one] for one in chosen]) * np.float32(1 / sum(shares[one] for one in chosen)) for chosen in near
+    ]
+    return Combined(trimmed_mean(mixed, f).values, [])
 
 
 def total(arrays: Sequence[Floats]) -> Floats:

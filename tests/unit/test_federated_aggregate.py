@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from origin.federated.aggregate import Aggregation, Contribution, Readable, measure
-from origin.federated.rules import TooFewSites, parse_rule, scale
+from origin.federated.rules import Rule, TooFewSites, parse_rule, scale
 from shared.errors import DecodeError, NonFinite
 from shared.updates.codecs import codec
 from shared.updates.document import Update, open_update, write_update
@@ -20,7 +20,7 @@ from shared.updates.segments import Segment, segments
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
-RULES = ("trimmed", "median", "krum", "mean")
+RULES = ("nnm", "trimmed", "median", "krum", "mean")
 
 
 class InMemory:
@@ -289,18 +289,19 @@ def worst(sites: int, f: int, rule: str) -> float:
 @pytest.mark.parametrize(
     ("sites", "hostile", "figure", "goal"),
     [
-        (5, 0, 0.15, None), (10, 0, 0.11, None), (20, 0, 0.08, None),
-        (5, 1, 0.30, 0.35), (10, 1, 0.17, 0.20), (10, 2, 0.31, 0.35), (20, 3, 0.23, None),
+        (5, 0, 0.09, None), (10, 0, 0.10, None), (20, 0, 0.07, None), (5, 1, 0.23, 0.35), (10, 1, 0.16, 0.20),
+        (10, 2, 0.28, 0.35), (10, 3, 0.42, None), (20, 3, 0.215, None), (20, 6, 0.41, None),
     ],
 )  # fmt: skip
 def test_the_default_against_hostile_sites(sites: int, hostile: int, figure: float, goal: float | None) -> None:
     """The figures of docs/federated.md, whatever is sent; 0.025 is for the draw of these few thousand values."""
-    found = worst(sites, hostile, "trimmed")
+    found = worst(sites, hostile, str(Rule()))
+    assert hostile == 0 or found < worst(sites, hostile, "mean")
     assert found == pytest.approx(figure, abs=0.025)
     assert goal is None or found <= goal
 
 
-@pytest.mark.parametrize(("rule", "figure"), [("median", 0.23), ("krum:1", 0.15), ("mean", 0.23)])
+@pytest.mark.parametrize(("rule", "figure"), [("trimmed", 0.17), ("median", 0.23), ("krum:1", 0.15), ("mean", 0.23)])
 def test_other_rules_against_one_hostile_site_of_ten(rule: str, figure: float) -> None:
     assert worst(10, 1, rule) <= figure + 0.025
 
@@ -310,7 +311,7 @@ def test_statistics_show_who_is_far_from_the_others() -> None:
     signal = rng.standard_normal(20_000, np.float32)
     sent: list[Tensors] = [{"w": signal + rng.standard_normal(20_000, np.float32)} for _ in range(9)]
     sent.insert(4, {"w": -3 * signal})
-    for rule, honest in (("trimmed", 0.5), ("krum", 0.5)):
+    for rule, honest in (("trimmed", 0.5), ("krum", 0.5), ("nnm", 0.9)):
         aggregation = Aggregation(contributions(sent), {"w": (20_000,)}, parse_rule(rule))
         collected(aggregation, sent[0])
         by_distance = sorted(aggregation.statistics(), key=lambda site: site.distance)

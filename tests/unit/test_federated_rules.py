@@ -17,6 +17,8 @@ from origin.federated.rules import (
     exchanges,
     krum,
     mean,
+    mixed_mean,
+    neighbours,
     parse_rule,
     scale,
     trimmed_mean,
@@ -122,6 +124,38 @@ def test_hostile_sites_move_krum_within_its_bound(seed: int, sites: int, data: s
     assert np.linalg.norm(values[chosen].mean(axis=0) - honest, axis=1).max() <= bound * (1 + 1e-6)
 
 
+@given(SEEDS, st.integers(3, 16), st.data())
+@settings(max_examples=60, deadline=None)
+def test_hostile_sites_move_mixed_neighbours_within_their_bound(seed: int, sites: int, data: st.DataObject) -> None:
+    f = data.draw(st.integers(1, (sites - 1) // 2))
+    hostile = data.draw(st.integers(0, f))
+    honest, bad = draw(seed, sites, hostile)
+    # Beside all honest ones, near them, and in one place: what goes unseen most easily.
+    bad = np.where(data.draw(st.booleans()), honest.mean(axis=0) + bad / np.abs(bad).max(initial=1e-30) * 3, bad)
+    values = np.concatenate([bad[:1].repeat(hostile, axis=0) if data.draw(st.booleans()) else bad, honest])
+    wide = values.astype(np.float64)
+    near = neighbours(np.square(wide[:, None] - wide[None]).sum(axis=2), f)
+    assert all(len(chosen) == sites - f and site in chosen for site, chosen in enumerate(near))
+    shares = np.random.default_rng(seed).uniform(0.1, 10.0, sites) if data.draw(st.booleans()) else np.ones(sites)
+    shares /= shares.sum()
+    means = np.stack([np.average(wide[near[site]], axis=0, weights=shares[near[site]]) for site in range(sites)])
+    honest_means = means[hostile:]
+    apart = np.linalg.norm(wide[hostile:, None] - wide[None, hostile:], axis=2).max()
+    assert np.linalg.norm(honest_means - wide[hostile:], axis=1).max() <= apart * (1 + 1e-6)
+    found = mixed_mean(list(values), f, near, shares.tolist()).values
+    slack = 1e-5 * np.abs(honest).max()
+    assert (found >= honest_means.min(axis=0) - slack).all()
+    assert (found <= honest_means.max(axis=0) + slack).all()
+
+
+def test_mixing_leaves_out_nothing_where_nobody_is_far_and_who_is_otherwise() -> None:
+    places = np.array([0.0, 1.0, 50.0, 2.0, 3.0])
+    near = neighbours(np.square(places[:, None] - places[None]), 1)
+    assert near == [[0, 1, 3, 4], [0, 1, 3, 4], [1, 2, 3, 4], [0, 1, 3, 4], [0, 1, 3, 4]]
+    values = [np.full(3, place, np.float32) for place in places]
+    assert mixed_mean(values, 1, near, [0.2] * 5).values == pytest.approx([1.5] * 3)
+
+
 def test_krum_leaves_out_who_is_far_away() -> None:
     places = np.array([0.0, 1.0, 50.0, 2.0, 3.0])
     assert krum(np.square(places[:, None] - places[None]), 1) == [0, 1, 3, 4]
@@ -148,12 +182,14 @@ def test_weights() -> None:
     assert claimed == [100.0, 100.0, 400.0], "what one site says of itself counts twice the median at most"
 
 
-@pytest.mark.parametrize("text", ["trimmed", "trimmed:2", "median", "krum", "krum:3", "mean"])
+@pytest.mark.parametrize("text", ["nnm", "nnm:2", "trimmed", "trimmed:2", "median", "krum", "krum:3", "mean"])
 def test_names_of_rules(text: str) -> None:
     assert str(parse_rule(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "trimmed:0", "median:1", "mean:1", "krum:-1", "trimmed: 1", "Trimmed", "best"])
+@pytest.mark.parametrize(
+    "text", ["", "trimmed:0", "median:1", "mean:1", "krum:-1", "nnm:0", "trimmed: 1", "Trimmed", "best"]
+)
 def test_what_is_no_rule(text: str) -> None:
     with pytest.raises(ConfigError, match="is no rule"):
         parse_rule(text)
@@ -161,13 +197,23 @@ def test_what_is_no_rule(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "sites", "f"),
-    [("trimmed", 3, 1), ("trimmed", 9, 2), ("trimmed", 20, 4), ("krum", 5, 1), ("median", 10, 4), ("mean", 1, 0)],
+    [
+        ("trimmed", 3, 1),
+        ("trimmed", 9, 2),
+        ("trimmed", 20, 4),
+        ("krum", 5, 1),
+        ("median", 10, 4),
+        ("mean", 1, 0),
+        ("nnm", 3, 1),
+        ("nnm", 10, 3),
+        ("nnm:2", 9, 2),
+    ],
 )
 def test_hostile_sites_that_a_rule_is_set_for(text: str, sites: int, f: int) -> None:
     assert parse_rule(text).f(sites) == f
 
 
-@pytest.mark.parametrize(("text", "sites"), [("trimmed", 2), ("trimmed:3", 6), ("krum", 4), ("mean", 0)])
+@pytest.mark.parametrize(("text", "sites"), [("trimmed", 2), ("trimmed:3", 6), ("krum", 4), ("mean", 0), ("nnm", 2)])
 def test_too_few_sites(text: str, sites: int) -> None:
     with pytest.raises(TooFewSites):
         parse_rule(text).f(sites)
@@ -187,6 +233,7 @@ def test_too_few_sites(text: str, sites: int) -> None:
         ("median", 3, "int4", "sign top:0.1:sign step:1.5"),
         ("krum", 10, "sign top:0.1:sign", ""),
         ("mean", 10, "sign top:0.1:sign ternary", ""),
+        ("nnm", 10, "sign top:0.1:sign ternary", ""),
     ],
 )
 def test_codecs_that_go_with_a_rule(text: str, sites: int, goes: str, not_: str) -> None:
@@ -195,21 +242,30 @@ def test_codecs_that_go_with_a_rule(text: str, sites: int, goes: str, not_: str)
     assert not any(accepts(globs, name) for name in not_.split())
 
 
-def test_what_goes_with_trimming_adds_up_over_rounds() -> None:
+def test_what_goes_with_a_rule_adds_up_over_rounds() -> None:
     """Sites that keep what their codecs drop: the rounds' results are near the sum of the honest means, or are not."""
     rng, sites, shape = np.random.default_rng(3), 10, (32, 256)
     common = rng.standard_normal(shape).astype(np.float32)
     trains = [common + rng.standard_normal((sites, *shape)).astype(np.float32) for _ in range(20)]
     honest = sum(train.mean(0, dtype=np.float64) for train in trains)
 
-    def off(name: str) -> float:
+    def made_one(came: Array, rule: Rule) -> Array:
+        f = rule.f(sites)
+        if rule.name == "trimmed":
+            return trimmed_mean(list(came), f).values
+        wide = came.reshape(sites, -1).astype(np.float64)
+        near = neighbours(np.square(wide[:, None] - wide[None]).sum(axis=2), f)
+        return mixed_mean(list(came), f, near, [1 / sites] * sites).values
+
+    def off(name: str, rule: str = "trimmed") -> float:
         left, result, used = np.zeros((sites, *shape), np.float32), np.zeros(shape), codec(name)
         for train in trains:
             sent = train + left
             came = np.stack([used.decode(used.encode(one), *shape) for one in sent])
             left = sent - came
-            result += trimmed_mean(list(came), parse_rule("trimmed").f(sites)).values
+            result += made_one(came, parse_rule(rule))
         return float(np.linalg.norm(result - honest) / np.linalg.norm(honest))
 
     assert off("step:0.5") < 0.05 and off("step:1") < 0.05 and off("int4") < 0.05
     assert off("sign") > 0.25 and off("top:0.1:sign") > 0.5
+    assert off("step:0.5", "nnm") < 0.05 and off("sign", "nnm") < 0.15 and off("top:0.1:sign", "nnm") < 0.15

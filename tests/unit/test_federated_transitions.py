@@ -21,6 +21,7 @@ BASE, OLDER, BODY = digest_of(b"base"), digest_of(b"older"), digest_of(b"body")
 STATEMENT = Statement("berlin", "acme/tiny", 3, BASE, bytes(16), NOW, 512, BODY, 99, ("int4",))
 SITES = ("berlin", "lima", "oslo")
 OPEN = Round(
+    rule="nnm",
     model="acme/tiny",
     number=3,
     base=BASE,
