@@ -101,7 +101,7 @@ bench-delta: setup $(TRAIN)/.ready
 	scripts/need xdelta3 bsdiff
 	$(BIN)/python -m loadtests.bench_delta --python $(TRAIN)/bin/python $(ARGS)
 
-# An hour with training, 34 arms of it; `make bench-federated ARGS=--quick` is some minutes. An arm that was run before is
+# An hour with training, 43 arms of it; `make bench-federated ARGS=--quick` is some minutes. An arm that was run before is
 # not run again, one that was ended goes on where it was (.demo/federated).
 bench-federated: setup $(TRAIN)/.ready
 	$(BIN)/python -m loadtests.bench_federated --python $(TRAIN)/bin/python $(ARGS)

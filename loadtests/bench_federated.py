@@ -79,6 +79,8 @@ def plans() -> dict[str, Plan]:
     }
     for hostile in (0, 1, 3):
         for attack in ATTACKS if hostile else [""]:
+            if (attack, hostile) == ("colluding", 1):
+                continue  # one by itself flips its sign
             for rule in [rule for rule in RULES if hostile != 1 or ":" not in rule]:
                 arm = Arm(attack, ["int4"], rule=rule, clip=rule != "mean", attack=attack, hostile=hostile)
                 name = f"{attack.replace(' ', '-') or 'clean'}-{hostile}-{rule}"
