@@ -234,10 +234,12 @@ class Intake:
         file = place / f"{hex_of(statement.digest)}~{statement.site}"
         known = self._uploads.get((statement.site, statement.model))
         if known and known.file == file:
-            known.token, known.statement, known.turn = secrets.token_urlsafe(32), statement, known.turn + 1
-            self._uploads.move_to_end(known.key)
-            return known
-        if known:
+            async with known.lock:  # what is being written counts
+                if self._uploads.get(known.key) is known:
+                    known.token, known.statement, known.turn = secrets.token_urlsafe(32), statement, known.turn + 1
+                    self._uploads.move_to_end(known.key)
+                    return known
+        elif known:
             await self._drop(known)
         offset = await asyncio.to_thread(_make_ready, file, statement.site, statement.size)
         upload = _Upload(statement, number, file, secrets.token_urlsafe(32), offset)
@@ -258,7 +260,9 @@ class Intake:
 
     async def _head(self, request: web.Request) -> web.Response:
         upload = self._upload(request)
-        fields = {OFFSET_FIELD: str(upload.offset), LENGTH_FIELD: str(upload.statement.size)}
+        async with upload.lock:  # what is being written counts
+            offset = upload.offset
+        fields = {OFFSET_FIELD: str(offset), LENGTH_FIELD: str(upload.statement.size)}
         return web.Response(headers={**fields, "Cache-Control": "no-store"})
 
     async def _append(self, request: web.Request) -> web.Response:
@@ -266,13 +270,15 @@ class Intake:
         if "Content-Encoding" in request.headers or request.content_type != PART_TYPE:
             raise RequestError(code="unsupported_type")
         offset, length = parse_offset(request.headers.get(OFFSET_FIELD, "")), request.content_length
-        if offset != upload.offset:
-            raise _wrong_offset(upload)
-        if length is None or length > upload.statement.size - offset:
-            raise RequestError("a part of a known length, within the size that was stated", code="too_large")
-        upload.turn += 1
+        async with upload.lock:  # what an earlier request is writing ends before it is decided where this one begins
+            if offset != upload.offset:
+                raise _wrong_offset(upload)
+            if length is None or length > upload.statement.size - offset:
+                raise RequestError("a part of a known length, within the size that was stated", code="too_large")
+            upload.turn += 1
+            turn = upload.turn
         async with self._room():
-            await self._receive(request, upload, upload.turn, length)
+            await self._receive(request, upload, turn, length)
         if upload.offset < upload.statement.size:
             return web.Response(status=204, headers={OFFSET_FIELD: str(upload.offset)})
         return _json(encode_counted(await self._finish(upload)))
