@@ -240,7 +240,7 @@ def sites(lab: Lab, tmp_path: Path, redis_url: str) -> TwoSites:
     return TwoSites(router, near, (tmp_path / "model" / "model.safetensors").read_bytes())
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [NEWEST, pytest.param(OLDER, marks=pytest.mark.long)])
 def test_an_edge_that_dies_in_the_middle(sites: TwoSites, hub: MakeHub, version: str, tmp_path: Path) -> None:
     """The newest client asks the router again, which sends it to another node. 0.36 takes the end of a connection for
     the end of the download, and goes on with what it has when it is run again."""
@@ -263,7 +263,7 @@ def test_an_edge_that_dies_in_the_middle(sites: TwoSites, hub: MakeHub, version:
     assert (tmp_path / "here" / "model.safetensors").read_bytes() == sites.data
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [NEWEST, pytest.param(OLDER, marks=pytest.mark.long)])
 def test_an_edge_that_is_gone_is_passed_over(sites: TwoSites, hub: MakeHub, version: str, tmp_path: Path) -> None:
     """The router does not know it yet: the client asks again."""
     sites.near.kill()

@@ -91,6 +91,7 @@ async def test_a_model_that_is_not_here_is_fetched_once_for_all_who_ask(lab: Lab
             ).read_bytes()
 
 
+@pytest.mark.long  # half a minute, until the origin says that it is on its way
 async def test_our_client_waits_for_a_model_that_is_being_fetched(lab: Lab, tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     async with source(Script(acts=[for_files(held_after(1000))])) as hub:

@@ -353,12 +353,12 @@ def test_routers_and_edges_hear_of_it_at_once(lab: Lab, publisher: Path) -> None
 
 
 KILL_POINTS = [
-    ("origin.remote.RemoteSink.begin", 1),
     ("origin.remote.RemoteSink.ensure_blob", 2),
     ("origin.remote.RemoteSink.put_manifest", 1),
-    ("origin.remote.RemoteSink.move_ref", 1),
     ("origin.remote.RemoteSink.put_role", 1),
-    ("origin.remote.RemoteSink.next_version", 1),
+    pytest.param("origin.remote.RemoteSink.begin", 1, marks=pytest.mark.long),
+    pytest.param("origin.remote.RemoteSink.move_ref", 1, marks=pytest.mark.long),
+    pytest.param("origin.remote.RemoteSink.next_version", 1, marks=pytest.mark.long),
 ]
 
 
@@ -379,11 +379,11 @@ def test_a_killed_publisher_shows_nothing_and_a_repeat_completes_it(
 
 ORIGIN_POINTS = [
     ("origin.storage.Storage.ensure_blob", 3),
-    ("origin.storage.Storage.put_manifest", 1),
     ("origin.storage.Storage.create", 1),
-    ("origin.storage.Storage.create", 2),
     ("origin.storage.Storage.replace", 1),
-    ("os.replace", 2),
+    pytest.param("origin.storage.Storage.put_manifest", 1, marks=pytest.mark.long),
+    pytest.param("origin.storage.Storage.create", 2, marks=pytest.mark.long),
+    pytest.param("os.replace", 2, marks=pytest.mark.long),
 ]
 
 

@@ -352,7 +352,7 @@ KILL_POINTS = [
 ]
 
 
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("call", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("point", KILL_POINTS)
 async def test_a_killed_publish_shows_nothing_and_a_repeat_completes_it(
     storage: Storage, model: Path, point: str, call: int
