@@ -18,7 +18,9 @@ def can_be_alone() -> bool:
     return os.geteuid() == 0 and subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["tests.infra.living", "tests.infra.sentinels"])
+@pytest.mark.parametrize(
+    "module", ["tests.infra.living", pytest.param("tests.infra.sentinels", marks=pytest.mark.long)]
+)
 def test_it_starts_and_works(module: str, tmp_path: Path, need: Callable[[str], str]) -> None:
     need("redis-server")
     if not can_be_alone():
