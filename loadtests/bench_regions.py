@@ -70,6 +70,10 @@ MORE = "more warm hits"
 """A phase that direct is spared, so no part of the mix: the percentiles of hits are of a few, without it."""
 MORE_HITS = 4
 """Times as many requests as the warm hits have."""
+HITS = "all warm hits"
+"""Both together, by which hits are judged: the first ones find less in memory, and count as the others do."""
+TOGETHER: Mapping[str, Sequence[str]] = {HITS: ("warm hits", MORE), "all": PHASES}
+"""Rows of several phases."""
 PAUSE = 1.5
 """Mean of the seconds between two warm hits of a person."""
 PHASE_LIMIT = 240.0
@@ -337,8 +341,9 @@ def figures(phases: Sequence[Phase]) -> Figures:
 
 def tables(phases: Sequence[Phase]) -> dict[str, dict[str, Figures]]:
     """By phase, then contender; the whole mix comes last, as ``all``."""
-    chosen = {phase: [one for one in phases if one.phase == phase] for phase in (*PHASES, MORE)}
-    chosen["all"] = [one for one in phases if one.phase != MORE]
+    chosen = {
+        row: [one for one in phases if one.phase in TOGETHER.get(row, (row,))] for row in (*PHASES, MORE, *TOGETHER)
+    }
     return {
         phase: {name: figures(mine) for name in CONTENDERS if (mine := [one for one in ones if one.contender == name])}
         for phase, ones in chosen.items()
@@ -349,13 +354,13 @@ def goals(found: Mapping[str, Mapping[str, Figures]]) -> Iterator[tuple[bool, st
     """Whether each is met, and what was measured."""
     faster = found["all"]["direct"]["mean"] / found["all"]["edges"]["mean"]
     yield faster >= LEAST_SPEEDUP, f"mean of the whole mix: {faster:.1f} times lower than direct; at least 10"
-    for phase in (*PHASES[:-1], MORE):
+    for phase in (*PHASES[:-1], HITS):
         ours = found[phase]["edges"]
         for column in COLUMNS:
-            if phase == MORE and column == "bytes":
+            if phase == HITS and column == "bytes":
                 continue  # nginx sends nothing while nobody asks; edges tell the router that they are there
             best = min(found[phase][name][column] for name in RIVALS)
-            most = MOST_BEHIND if phase == MORE else 1.0
+            most = MOST_BEHIND if phase == HITS else 1.0
             said = f"{phase}, {column}: {ours[column] / best:.2f} of the better nginx's; at most {most:g}"
             yield ours[column] <= most * best, said
 
@@ -370,9 +375,7 @@ def show(phases: Sequence[Phase], where: Mapping[str, str]) -> bool:
         table.add_column(column, justify="right", no_wrap=True)
     for phase, by in found.items():
         for name, one in by.items():
-            mine = [
-                p for p in phases if p.contender == name and (p.phase == phase or (phase == "all" and p.phase != MORE))
-            ]
+            mine = [p for p in phases if p.contender == name and p.phase in TOGETHER.get(phase, (phase,))]
             table.add_row(
                 phase if phase != "all" else "the whole mix",
                 name,
