@@ -19,6 +19,18 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    EqualVersionNumberError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+    UnsignedMetadataError,
+)
+from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Signed, TargetFile, Targets
+from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
+from tuf.ngclient.config import EnvelopeType
+
 from shared import codec
 from shared.digest import Digest, parse_digest
 from shared.errors import (
@@ -39,7 +51,6 @@ from shared.errors import (
 )
 from shared.ids import is_commit, parse_model, parse_ref
 from shared.keys import parse_public
-from shared.lean import without
 from shared.manifest import MAX_MANIFEST
 from shared.rollout import Rollout, Subject, meant_for
 from shared.trust_names import (
@@ -56,19 +67,6 @@ from shared.trust_names import (
     public_role,
     target_path,
 )
-
-with without("boto3"):  # for keys that Amazon keeps: 10 MB and a quarter of a second in each process, where installed
-    from tuf.api.exceptions import (
-        BadVersionNumberError,
-        EqualVersionNumberError,
-        ExpiredMetadataError,
-        LengthOrHashMismatchError,
-        RepositoryError,
-        UnsignedMetadataError,
-    )
-    from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, Root, Signed, TargetFile, Targets
-    from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
-    from tuf.ngclient.config import EnvelopeType
 
 LIMITS: Mapping[str, int] = {ROOT: 512 << 10, TIMESTAMP: 16 << 10, SNAPSHOT: 2 << 20, TARGETS: 5 << 20}
 """Bytes of a file; every delegated role has that of targets."""
