@@ -98,6 +98,8 @@ class _Site:
     """The inner product of its clipped update and the result."""
     outside: int = 0
     """Elements of the sample that were left out."""
+    left_out: float | None = None
+    """What ``SiteStatistics.trimmed`` is where the rule takes updates as wholes."""
 
     def read(self, name: str, number: int) -> Floats:
         with self.lock:
@@ -184,7 +186,7 @@ class Aggregation:
         if self.rule.name == "krum":
             self._choose()
         elif self.rule.name == "nnm":
-            self._near = rules.neighbours(_squares(self._inner_products()), self.f)
+            self._mix()
         combine = self._combiner()
         for place, (values, seen) in self._each(lambda place: self._block(place, combine)):
             self._note(seen)
@@ -196,17 +198,13 @@ class Aggregation:
             _distance((site.scale * site.given.norm) ** 2, site.inner, self._square) for site in self._sites
         ]
         return tuple(
-            SiteStatistics(
-                site.given.site, site.share, site.given.norm, site.scale, distance, self._left_out(number, site)
-            )
-            for number, (site, distance) in enumerate(zip(self._sites, distances, strict=True))
+            SiteStatistics(site.given.site, site.share, site.given.norm, site.scale, distance, self._left_out(site))
+            for site, distance in zip(self._sites, distances, strict=True)
         )
 
-    def _left_out(self, number: int, site: _Site) -> float:
-        if self.rule.name == "krum":
-            return float(not any(site is chosen for chosen in self._chosen))
-        if self._near:
-            return sum(number not in near for near in self._near) / len(self._sites)
+    def _left_out(self, site: _Site) -> float:
+        if site.left_out is not None:
+            return site.left_out
         return site.outside / self._sampled if self._sampled else 0.0
 
     # Segments
@@ -315,6 +313,14 @@ class Aggregation:
         own = np.diag(products)
         self._distances = [_distance(a, b, float(shares @ inner)) for a, b in zip(own, inner, strict=True)]
         self._chosen = [self._sites[number] for number in chosen]
+        for number, site in enumerate(self._sites):
+            site.left_out = float(number not in chosen)
+
+    def _mix(self) -> None:
+        """Who is averaged in place of each site, by nearest-neighbour mixing."""
+        self._near = rules.neighbours(_squares(self._inner_products()), self.f)
+        for number, site in enumerate(self._sites):
+            site.left_out = sum(number not in near for near in self._near) / len(self._sites)
 
     def _inner_products(self) -> Matrix:
         """Of each two clipped updates. Reads everything once more."""

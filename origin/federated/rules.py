@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RuleName = Literal["nnm", "trimmed", "median", "krum", "mean"]
 MOST_EXAMPLES = 2.0
 """Times the median of all sites' examples: what a site's own count weighs at most."""
-_RULE = re.compile(r"(nnm|trimmed|krum)(?::([1-9][0-9]{0,3}))?|median|mean")
+_RULE = re.compile(r"(?:nnm|trimmed|krum)(?::[1-9][0-9]{0,3})?|median|mean")
 
 FINE = ("fp32", "bf16", "int8", "int4*", "lowrank:*")
 """Globs of the codecs that go with any rule."""
@@ -85,7 +85,7 @@ class Rule:
         return f
 
     def kept(self, sites: int) -> int:
-        """Values that are averaged for one element of the result, of those that come to that. Raises TooFewSites."""
+        """Values that are averaged for one element of the result; means of neighbours, for nnm. Raises TooFewSites."""
         return sites - self.f(sites) * (1 if self.name == "krum" else 2)
 
     def codecs(self, sites: int) -> tuple[str, ...]:
@@ -105,8 +105,7 @@ def parse_rule(text: str) -> Rule:
 
     Raises ConfigError.
     """
-    match = _RULE.fullmatch(text)
-    if match is None:
+    if _RULE.fullmatch(text) is None:
         raise ConfigError(
             f"{text!r} is no rule: nnm, trimmed, krum, any of them with :F (hostile sites), median or mean"
         )
@@ -212,7 +211,8 @@ def neighbours(squares: Matrix, f: int) -> list[list[int]]:
 
     sites = len(squares)
     nearest = np.argsort(squares - np.diag(np.full(sites, np.inf)), axis=1, kind="stable")
-    return np.sort(nearest[:, : sites - f], axis=1).tolist()  # type: ignore[no-any-return]
+    chosen: list[list[int]] = np.sort(nearest[:, : sites - f], axis=1).tolist()
+    return chosen
 
 
 def mixed_mean(values: Sequence[Floats], f: int, near: Sequence[Sequence[int]], shares: Sequence[float]) -> Combined:
