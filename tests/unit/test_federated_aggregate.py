@@ -301,7 +301,20 @@ def test_the_default_against_hostile_sites(sites: int, hostile: int, figure: flo
     assert goal is None or found <= goal
 
 
-@pytest.mark.parametrize(("rule", "figure"), [("trimmed", 0.17), ("median", 0.23), ("krum:1", 0.15), ("mean", 0.23)])
+@pytest.mark.parametrize(
+    ("sites", "hostile", "figure", "goal"),
+    [
+        (5, 0, 0.15, None), (10, 0, 0.11, None), (20, 0, 0.08, None),
+        (5, 1, 0.30, 0.35), (10, 1, 0.17, 0.20), (10, 2, 0.31, 0.35), (20, 3, 0.23, None),
+    ],
+)  # fmt: skip
+def test_trimming_against_hostile_sites(sites: int, hostile: int, figure: float, goal: float | None) -> None:
+    found = worst(sites, hostile, "trimmed")
+    assert found == pytest.approx(figure, abs=0.025)
+    assert goal is None or found <= goal
+
+
+@pytest.mark.parametrize(("rule", "figure"), [("median", 0.23), ("krum:1", 0.15), ("mean", 0.23)])
 def test_other_rules_against_one_hostile_site_of_ten(rule: str, figure: float) -> None:
     assert worst(10, 1, rule) <= figure + 0.025
 
