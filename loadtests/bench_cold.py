@@ -303,8 +303,8 @@ def show(results: Iterable[Result], options: argparse.Namespace, where: Mapping[
     for column in ("seconds", "Mbit/s", "of the link", "MB down", "MB up", "x aria2", "x curl", "busy cores"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in results:
-        link = [f"{result.congestion}, loss {result.loss:.1%}", f"connects in {result.round_trip * 1e3:.1f} ms", ""]
-        for title, series in zip([*link, ""], result.series, strict=True):
+        link = [f"{result.congestion}, loss {result.loss:.1%}", f"connects in {result.round_trip * 1e3:.1f} ms", "", ""]
+        for title, series in zip(link, result.series, strict=True):
             ratios = [f"{series.median('rate') / result.of(other).median('rate'):.2f}" for other in ("aria2", "curl")]
             share = f"{series.median('rate') / options.mbit / 1e6:.1%}"
             table.add_row(

@@ -12,7 +12,7 @@ Each has four phases, and begins with empty caches. A **cold start**: all people
 file at the same moment. **Partial tasks**: each fetches some tasks of a second model, by the origin's path of a task,
 so that direct and nginx too move no more than the task; tasks overlap. A **release**: all fetch the file of the first
 model's next version, in which a few tensors were tuned. **Warm hits**: what was fetched in the office before, by Zipf's
-law, with pauses; nginx and the edges are asked for more of these, by which the tail is judged.
+law, with pauses; nginx and the edges are asked for more of these, and judged by all of them.
 
 Response times are until the last byte; bodies are compared with what was published. Bytes over the WAN are those that
 the links have brought to the offices, all heads counted. Direct runs once, the others in turn, in an order that turns
@@ -340,7 +340,7 @@ def figures(phases: Sequence[Phase]) -> Figures:
 
 
 def tables(phases: Sequence[Phase]) -> dict[str, dict[str, Figures]]:
-    """By phase, then contender; the whole mix comes last, as ``all``."""
+    """By phase, then contender; then the rows of several phases (``TOGETHER``)."""
     chosen = {
         row: [one for one in phases if one.phase in TOGETHER.get(row, (row,))] for row in (*PHASES, MORE, *TOGETHER)
     }

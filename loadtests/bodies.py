@@ -41,7 +41,7 @@ def make_file(path: Path, size: int, seed: int) -> Body:
 
 def make_weights(path: Path, layers: int, seed: int, *, tuned: Collection[int] = (), count: int = WEIGHTS) -> Body:
     """A safetensors file of a transformer's shape: an embedding and ``layers`` layers, a tensor of ``count`` numbers
-    each, in bf16: 1 MiB.
+    each, in bf16 (1 MiB if nothing else is said).
 
     The weights are normal, so they compress as trained ones do. Layers in ``tuned`` differ from those of the same
     ``seed`` without it as after some steps of fine-tuning: each weight by a thousandth of their spread.
